@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every environment variable the package reads, in one place (a test holds the list)."""
+
+import os
+
+DEFAULT_BACKEND = os.environ.get("DIT_FAST_BACKEND", "auto")
+"""Backend used outside `use_backend`: "auto", "reference", "cpu", "triton" or "cuda"."""
+
+
+def triton_interpret() -> bool:
+    """Whether Triton runs its kernels in its interpreter (Triton's own TRITON_INTERPRET, set before first use)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every op is built from. Nothing here knows a particular op."""
+
+from .backends import BACKENDS, BackendUnavailable, current_backend, use_backend
+from .checks import autocast, check_same, check_tensor, fail
+from .op import KERNEL_DTYPES, OPS, Backend, Op
+from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases
+
+__all__ = [
+    "BACKENDS",
+    "KERNEL_DTYPES",
+    "LAYOUTS",
+    "OPS",
+    "Backend",
+    "BackendUnavailable",
+    "Case",
+    "Cost",
+    "Maker",
+    "Op",
+    "Spec",
+    "autocast",
+    "check_same",
+    "check_tensor",
+    "current_backend",
+    "fail",
+    "relayout",
+    "token_cases",
+    "use_backend",
+]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument checks of the public functions: a ValueError names the argument, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+
+def fail(op: str, argument: str, expected: str, got: object) -> None:
+    raise ValueError(f"{op}: `{argument}` must be {expected}, got {got}")
+
+
+def check_tensor(op: str, argument: str, value: object, shape: tuple[int | str, ...]) -> None:
+    """`shape` mixes exact sizes and letters; a letter stands for any size."""
+    if not isinstance(value, Tensor):
+        fail(op, argument, "a tensor", type(value).__name__)
+        return
+    wanted = f"of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    if value.dim() != len(shape):
+        fail(op, argument, wanted, f"shape {tuple(value.shape)}")
+    for size, want in zip(value.shape, shape, strict=True):
+        if not isinstance(want, str) and size != want:
+            fail(op, argument, wanted, f"shape {tuple(value.shape)}")
+    if not value.is_floating_point():
+        fail(op, argument, "floating point", value.dtype)
+
+
+def check_same(op: str, tensors: dict[str, Tensor | None]) -> None:
+    """All present tensors must share the device and dtype of the first."""
+    first_name, first = next((k, v) for k, v in tensors.items() if v is not None)
+    assert first is not None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != first.device:
+            fail(op, name, f"on {first.device} like `{first_name}`", tensor.device)
+        if tensor.dtype != first.dtype:
+            fail(op, name, f"{first.dtype} like `{first_name}`", tensor.dtype)
+
+
+def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Tensor | None, ...]:
+    """Cast as autocast would cast the eager layers: norms and their neighbours to float32, `matmul`s to its dtype.
+
+    Outside autocast (and in float64) nothing changes, and mixed dtypes are an error.
+    """
+    first = next(t for t in tensors if t is not None)
+    device = first.device.type
+    if not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device) if matmul else torch.float32
+    return tuple(None if t is None else t.to(dtype) for t in tensors)

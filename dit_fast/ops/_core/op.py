@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An op: one torch operator with a backward twin, one gradient formula, several backends.
+
+`Op` declares `dit_fast::<name>` and `dit_fast::<name>_backward`. Both take a last argument `backend`, so that the
+choice is a constant in a compiled graph and the backward runs on the backend of its forward. A backend is a pair
+`forward`, `backward` with the same arguments (less `backend`) and the same saved tensors:
+
+- `cpu` and `cuda` are the kernels of the native library, `dit_fast_native::<name>` and `..._backward`;
+- `triton` is the module `dit_fast.ops.<name>.triton_kernel`;
+- an op without a C++ kernel may name a module of its own for `cpu` (`cpu_module`);
+- more can be added with `Op.register_backend`;
+- `reference` is the plain function itself: it does not pass through the operator, PyTorch differentiates it.
+
+Kernels receive contiguous tensors, but for the arguments named in `strided`, which keep any strides with a last
+one of 1 (chunk views of one modulation tensor, unbound views of one qkv tensor). Addresses may be misaligned.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_fast import env
+
+from . import native, triton_interpreter
+from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, announce, current_backend
+from .triton_support import TRITON_MISSING, triton_why_not
+
+LIBRARY = torch.library.Library("dit_fast", "DEF")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+OPS: dict[str, "Op"] = {}
+
+Limits = Callable[[str, Sequence[Tensor]], str | None]
+
+
+class Backend:
+    """A pair of kernels and the answer to "why can this not run on these tensors?"."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        why_not: Callable[[Sequence[Tensor]], str | None],
+    ) -> None:
+        self.forward = forward
+        self.backward = backward
+        self.why_not = why_not
+
+
+class Op:
+    """See the module. `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say)."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        forward: str,
+        backward: str,
+        fake: Callable[..., Any],
+        fake_backward: Callable[..., Any],
+        save: Callable[..., None],
+        gradient: Callable[..., Any],
+        strided: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        cpu_module: str | None = None,
+    ) -> None:
+        self.name = name
+        self.strided = strided
+        self.limits = limits
+        self.cpu_module = cpu_module
+        self.backends: dict[str, Backend] = {}
+        self.forward = self._define(name, forward, fake, "forward")
+        self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
+        torch.library.register_autograd(f"dit_fast::{name}", gradient, setup_context=save, lib=LIBRARY)
+        torch.library.register_autograd(f"dit_fast::{name}_backward", self._no_double_backward, lib=LIBRARY)
+        OPS[name] = self
+
+    def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> Any:
+        LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1), tags=torch.Tag.pt2_compliant_tag)
+        operator = getattr(torch.ops.dit_fast, name).default
+        keep = [argument.name in self.strided for argument in operator._schema.arguments]
+
+        def run(*arguments: Any) -> Any:
+            *tensors, backend = arguments
+            prepared = [
+                _dense(a, k) if isinstance(a, Tensor) else a for a, k in zip(tensors, keep[:-1], strict=True)
+            ]
+            return getattr(self._backend(backend), direction)(*prepared)
+
+        def run_fake(*arguments: Any) -> Any:
+            return fake(*arguments[:-1])
+
+        LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"dit_fast::{name}", run_fake, lib=LIBRARY)
+        return operator
+
+    def _no_double_backward(self, ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError(
+            f"{self.name}: the kernels have no second derivative; use_backend('reference') has"
+        )
+
+    def register_backend(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        why_not: Callable[[Sequence[Tensor]], str | None] = lambda tensors: None,
+    ) -> None:
+        """Add a kernel pair under `name`; `use_backend(name)`, parity and benchmarks then know it.
+
+        `forward` and `backward` have the arguments and results of `self.forward` and `self.backward` less
+        `backend`; `why_not(tensors)` says why it cannot run on them, or None.
+        """
+        if name == "auto" or name == "reference" or name in self.backends:
+            raise ValueError(f"register_backend: `name` must be new to {self.name}, got {name!r}")
+        add_name(name)
+        self.backends[name] = Backend(forward, backward, why_not)
+
+    def names(self) -> list[str]:
+        """All backends of this op, whether or not they can run here."""
+        return list(dict.fromkeys((*BACKENDS, *self.backends)))
+
+    def why_not(self, backend: str, tensors: Sequence[Tensor]) -> str | None:
+        """Why `backend` cannot run on these tensors; None if it can. The error, skip reason and table cell."""
+        if backend == "reference":
+            return None
+        device, dtype = tensors[0].device.type, tensors[0].dtype
+        if backend in self.backends and backend not in BACKENDS:
+            return self.backends[backend].why_not(tensors)
+        if backend not in BACKENDS:
+            return f"{self.name} has no backend {backend!r}"
+        if dtype not in KERNEL_DTYPES:
+            return f"{dtype} is not among float32, bfloat16, float16"
+        reason = self._missing(backend, device)
+        if reason is None and self.limits is not None:
+            reason = self.limits(backend, tensors)
+        return reason
+
+    def _missing(self, backend: str, device: str) -> str | None:
+        if backend == "triton":
+            return triton_why_not(device)
+        if device != backend:
+            return f"tensors are on {device}"
+        if backend == "cpu" and self.cpu_module is not None:
+            return None
+        if native.MISSING is not None:
+            return native.MISSING
+        return None if self.has_native(backend) else f"no {backend} kernel of {self.name} in the native library"
+
+    def has_native(self, device: str) -> bool:
+        return native.has_kernel(self.name, device)
+
+    def select(self, *tensors: Tensor) -> str:
+        """The backend to run now on these tensors: the one asked for, or `auto`'s choice."""
+        asked = current_backend()
+        if asked != "auto":
+            reason = self.why_not(asked, tensors)
+            if reason is not None:
+                raise BackendUnavailable(f"{self.name}: backend {asked!r} cannot run here: {reason}")
+            return asked
+        passed_over: list[str] = []
+        device = tensors[0].device.type
+        for name in PREFERENCE.get(device, ("reference",)):
+            reason = self.why_not(name, tensors)
+            if reason is None:
+                if not torch.compiler.is_compiling():
+                    announce(self.name, device, name, passed_over)
+                return name
+            passed_over.append(f"{name} ({reason})")
+        raise AssertionError("the reference runs anywhere")
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self.backends:
+            self.backends[name] = self._load(name)
+        return self.backends[name]
+
+    def _load(self, name: str) -> Backend:
+        if name == "triton" or (name == "cpu" and self.cpu_module is not None):
+            if name == "triton" and env.triton_interpret():
+                triton_interpreter.install()
+            file = "triton_kernel" if name == "triton" else self.cpu_module
+            module = importlib.import_module(f"dit_fast.ops.{self.name}.{file}")
+            return Backend(module.forward, module.backward, lambda tensors: None)
+        if name in ("cpu", "cuda"):
+            library = torch.ops.dit_fast_native
+            return Backend(
+                getattr(library, self.name).default,
+                getattr(library, f"{self.name}_backward").default,
+                lambda tensors: None,
+            )
+        raise BackendUnavailable(f"{self.name} has no backend {name!r}")
+
+
+def _dense(tensor: Tensor, strided: bool) -> Tensor:
+    if not strided:
+        return tensor.contiguous()
+    return tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous()
+
+
+__all__ = ["KERNEL_DTYPES", "OPS", "TRITON_MISSING", "Backend", "Op"]
