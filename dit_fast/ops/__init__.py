@@ -3,12 +3,32 @@
 
 import importlib
 
-from ._core import BackendUnavailable, Spec, current_backend, use_backend
+from ._core import BACKENDS, BackendUnavailable, Spec, current_backend, use_backend
 from .adaln import adaln
+from .attention import attention
+from .final_layer import final_layer
+from .gated_residual import gated_residual
+from .gated_residual_adaln import gated_residual_adaln
+from .linear_gelu import linear_gelu
+from .patch_embed import patch_embed
 
-NAMES = ("adaln",)
+NAMES = ("adaln", "attention", "final_layer", "gated_residual", "gated_residual_adaln", "linear_gelu", "patch_embed")
 
-__all__ = ["NAMES", "BackendUnavailable", "adaln", "current_backend", "specs", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "NAMES",
+    "BackendUnavailable",
+    "adaln",
+    "attention",
+    "current_backend",
+    "final_layer",
+    "gated_residual",
+    "gated_residual_adaln",
+    "linear_gelu",
+    "patch_embed",
+    "specs",
+    "use_backend",
+]
 
 
 def specs() -> dict[str, Spec]:

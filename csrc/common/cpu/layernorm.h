@@ -11,16 +11,21 @@ struct Stats {
   float mean, rstd;
 };
 
-// Two passes over a row that is in cache: the mean, then the squared distances from it.
+// The squared distances from a mean that is known.
 template <class T>
-inline Stats row_stats(const T* x, int64_t d, float eps) {
-  const float mean = sum_over(d, [&](int64_t i, auto n) { return load(x + i, n); }) / float(d);
+inline Stats row_stats(const T* x, int64_t d, float mean, float eps) {
   const F m = splat(mean);
   const float var = sum_over(d, [&](int64_t i, auto n) {
                       const F c = load(x + i, n) - m;
                       return c * c;
                     }) / float(d);
   return {mean, 1.f / std::sqrt(var + eps)};
+}
+
+// Two passes over a row that is in cache: the mean, then the squared distances from it.
+template <class T>
+inline Stats row_stats(const T* x, int64_t d, float eps) {
+  return row_stats(x, d, sum_over(d, [&](int64_t i, auto n) { return load(x + i, n); }) / float(d), eps);
 }
 
 // h = (x - mean) * rstd * (1 + scale) + shift
@@ -35,8 +40,8 @@ inline void row_modulate(const T* x, const T* shift, const T* scale, Out* h, int
 
 // With g = dh * (1 + scale): the two means that the gradient of a norm needs, and this token's share of the sums
 // dshift += dh and dscale += dh * xhat.
-template <class T>
-inline std::pair<float, float> row_grad_sums(const T* dh, const T* x, const T* scale, Stats s, float* dshift,
+template <class G, class T>
+inline std::pair<float, float> row_grad_sums(const G* dh, const T* x, const T* scale, Stats s, float* dshift,
                                              float* dscale, int64_t d) {
   const F mean = splat(s.mean), rstd = splat(s.rstd), one = splat(1.f);
   F sum_g = {}, sum_gx = {};
@@ -52,8 +57,8 @@ inline std::pair<float, float> row_grad_sums(const T* dh, const T* x, const T* s
 }
 
 // rstd * (g - mean(g) - xhat * mean(g * xhat)), handed to emit(i, value, n).
-template <class T, class Emit>
-inline void row_grad(const T* dh, const T* x, const T* scale, Stats s, float mean_g, float mean_gx, int64_t d,
+template <class G, class T, class Emit>
+inline void row_grad(const G* dh, const T* x, const T* scale, Stats s, float mean_g, float mean_gx, int64_t d,
                      Emit&& emit) {
   const F mean = splat(s.mean), rstd = splat(s.rstd), one = splat(1.f), mg = splat(mean_g), mgx = splat(mean_gx);
   sweep(d, [&](int64_t i, auto n) {

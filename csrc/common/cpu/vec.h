@@ -32,13 +32,14 @@ constexpr int64_t W = 4;
 
 typedef float F __attribute__((vector_size(W * 4)));
 typedef uint32_t U __attribute__((vector_size(W * 4)));
+typedef int32_t I __attribute__((vector_size(W * 4)));
 typedef uint16_t H __attribute__((vector_size(W * 2)));
 
 struct Full {
   constexpr operator int64_t() const { return W; }
 };
 
-inline F splat(float v) { return F{} + v; }
+inline F splat(float v) { return v - F{}; }  // v - 0, unlike v + 0, is v for every v and costs no arithmetic
 
 template <class V, class T>
 inline V raw_load(const T* p) {
@@ -47,75 +48,88 @@ inline V raw_load(const T* p) {
   return v;
 }
 
-// One half-precision number at a time, for instruction sets without a conversion.
-inline float f16_to_f32(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff;
-  uint32_t bits;
-  if (exponent == 31) {
-    bits = sign | 0x7f800000 | (fraction << 13);
-  } else if (exponent == 0) {  // zero and subnormals: fraction * 2^-24
-    const float f = float(fraction) * 0x1p-24f;
-    std::memcpy(&bits, &f, 4);
-    bits |= sign;
-  } else {
-    bits = sign | ((exponent + 112) << 23) | (fraction << 13);
-  }
+// 16-bit integers to 32-bit lanes and back (values up to 0xffff). Spelled out because GCC's convertvector takes three
+// to five instructions where one or two do.
+inline U widen(H h) {
+#if defined(__AVX512F__)
+  return (U)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+  return (U)_mm256_cvtepu16_epi32((__m128i)h);
+#elif defined(__SSE2__)
+  return (U)_mm_unpacklo_epi16(_mm_set_epi64x(0, (long long)h), _mm_setzero_si128());
+#else
+  return __builtin_convertvector(h, U);
+#endif
+}
+inline H narrow(U u) {
+#if defined(__AVX512F__)
+  return (H)_mm512_cvtepi32_epi16((__m512i)u);
+#elif defined(__AVX2__)
+  return (H)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)u), _mm256_extracti128_si256((__m256i)u, 1));
+#elif defined(__SSE2__)
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32((__m128i)u, 16), 16);  // SSE2 packs signed numbers only
+  return (H)_mm_cvtsi128_si64(_mm_packs_epi32(extended, extended));
+#else
+  return __builtin_convertvector(u, H);
+#endif
+}
+
+inline F unpack(bf16, H h) { return (F)(widen(h) << 16); }
+inline H pack(bf16, F v) {  // round to nearest even; NaN stays NaN
+  const U bits = (U)v, quiet = U{} + 0x7fc0;
+  return narrow((v == v) ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : quiet);
+}
+
+inline F unpack(f16, H h) {
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__F16C__)
+  return (F)_mm256_cvtph_ps((__m128i)h);
+#else
+  const U bits = widen(h), magnitude = bits & 0x7fff, normal = (magnitude << 13) + 0x38000000;
+  const U special = normal + 0x38000000;  // infinity and NaN: the exponent becomes 255
+  const F subnormal = __builtin_convertvector((I)magnitude, F) * 0x1p-24f;
+  const U finite = ((I)magnitude < 0x400) ? (U)subnormal : normal;
+  return (F)((((I)magnitude < 0x7c00) ? finite : special) | ((bits & 0x8000) << 16));
+#endif
+}
+inline H pack(f16, F v) {  // round to nearest even
+#if defined(__AVX512F__)
+  return (H)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  return (H)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const U bits = (U)v, magnitude = bits & 0x7fffffff, infinity = U{} + 0x7c00, quiet = U{} + 0x7e00;
+  const U normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
+  const U subnormal = (U)((F)magnitude + 0.5f) - 0x3f000000;  // the adder rounds at 2^-24
+  U half = ((I)magnitude < 0x38800000) ? subnormal : normal;
+  half = ((I)magnitude < 0x477ff000) ? half : infinity;  // rounds to infinity from 65520 on
+  half = (v == v) ? half : quiet;
+  return narrow(half | ((bits >> 16) & 0x8000));
+#endif
+}
+
+inline F load(const float* p, Full = {}) { return raw_load<F>(p); }
+inline void store(float* p, F v, Full = {}) { std::memcpy(p, &v, sizeof v); }
+template <class T>
+inline F load(const T* p, Full = {}) {
+  return unpack(T{}, raw_load<H>(p));
+}
+template <class T>
+inline void store(T* p, F v, Full = {}) {
+  const H h = pack(T{}, v);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// One element.
+inline float to_f32(float v) { return v; }
+inline float to_f32(bf16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
   float f;
   std::memcpy(&f, &bits, 4);
   return f;
 }
-
-inline uint16_t f32_to_f16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);   // NaN
-  if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to infinity
-  if (bits < 0x38800000) {                                 // subnormal: let the adder round at 2^-24
-    float f;
-    std::memcpy(&f, &bits, 4);
-    f += 0.5f;
-    std::memcpy(&bits, &f, 4);
-    return uint16_t(sign | (bits - 0x3f000000));
-  }
-  bits += 0xfff + ((bits >> 13) & 1);
-  return uint16_t(sign | ((bits - 0x38000000) >> 13));
-}
-
-inline F load(const float* p, Full = {}) { return raw_load<F>(p); }
-inline F load(const bf16* p, Full = {}) { return (F)(__builtin_convertvector(raw_load<H>(p), U) << 16); }
-inline F load(const f16* p, Full = {}) {
-#if defined(__AVX512F__)
-  return (F)_mm512_cvtph_ps(raw_load<__m256i>(p));
-#elif defined(__F16C__)
-  return (F)_mm256_cvtph_ps(raw_load<__m128i>(p));
-#else
-  F v;
-  for (int64_t j = 0; j < W; ++j) v[j] = f16_to_f32(p[j].bits);
-  return v;
-#endif
-}
-
-inline void store(float* p, F v, Full = {}) { std::memcpy(p, &v, sizeof v); }
-inline void store(bf16* p, F v, Full = {}) {  // round to nearest even; NaN stays NaN
-  const U bits = (U)v;
-  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const U quiet = (bits >> 16) | 0x40;
-  const H h = __builtin_convertvector((v == v) ? rounded : quiet, H);
-  std::memcpy(p, &h, sizeof h);
-}
-inline void store(f16* p, F v, Full = {}) {
-#if defined(__AVX512F__)
-  const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &h, sizeof h);
-#elif defined(__F16C__)
-  const __m128i h = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &h, sizeof h);
-#else
-  for (int64_t j = 0; j < W; ++j) p[j].bits = f32_to_f16(v[j]);
-#endif
-}
+inline float to_f32(f16 v) { return unpack(v, H{v.bits})[0]; }
 
 template <class T>
 inline F load(const T* p, int64_t n) {
@@ -140,9 +154,7 @@ inline void sweep(int64_t d, Body&& body) {
 // The number that storing v as T and loading it again gives.
 template <class T>
 inline F rounded(F v) {
-  T room[W];
-  store(room, v);
-  return load(room);
+  return unpack(T{}, pack(T{}, v));
 }
 template <>
 inline F rounded<float>(F v) {

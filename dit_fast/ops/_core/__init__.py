@@ -2,7 +2,7 @@
 """What every op is built from. Nothing here knows a particular op."""
 
 from .backends import BACKENDS, BackendUnavailable, current_backend, use_backend
-from .checks import autocast, check_same, check_tensor, fail
+from .checks import autocast, check_same, check_tensor, fail, without_autocast
 from .op import KERNEL_DTYPES, OPS, Backend, Op
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases
 
@@ -26,4 +26,5 @@ __all__ = [
     "relayout",
     "token_cases",
     "use_backend",
+    "without_autocast",
 ]

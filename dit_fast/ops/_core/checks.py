@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks of the public functions: a ValueError names the argument, what was expected and what came."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,15 @@ def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Tensor | No
     """
     first = next(t for t in tensors if t is not None)
     device = first.device.type
-    if not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
+    known = torch.amp.is_autocast_available(device)  # "meta" is not
+    if not known or not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device) if matmul else torch.float32
     return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A block in which autocast is off: an op has already cast its inputs, and its reference computes in that dtype."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

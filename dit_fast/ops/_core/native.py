@@ -24,9 +24,10 @@ MISSING = _load()
 
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the library holds a kernel of `op` for "cpu" or "cuda"."""
-    return MISSING is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"dit_fast_native::{op}", device_type.upper()
-    )
+    if MISSING is not None or not hasattr(torch.ops.dit_fast_native, op):
+        return False
+    name = f"dit_fast_native::{op}"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, device_type.upper())
 
 
 def instruction_sets() -> list[str]:

@@ -72,6 +72,7 @@ class Op:
         self.limits = limits
         self.cpu_module = cpu_module
         self.backends: dict[str, Backend] = {}
+        self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
         self.forward = self._define(name, forward, fake, "forward")
         self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
         torch.library.register_autograd(f"dit_fast::{name}", gradient, setup_context=save, lib=LIBRARY)
@@ -148,10 +149,7 @@ class Op:
             return None
         if native.MISSING is not None:
             return native.MISSING
-        return None if self.has_native(backend) else f"no {backend} kernel of {self.name} in the native library"
-
-    def has_native(self, device: str) -> bool:
-        return native.has_kernel(self.name, device)
+        return None if backend in self.native else f"no {backend} kernel of {self.name} in the native library"
 
     def select(self, *tensors: Tensor) -> str:
         """The backend to run now on these tensors: the one asked for, or `auto`'s choice."""

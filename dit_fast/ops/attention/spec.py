@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases, inputs and costs of `attention`. N batch, T queries, S keys (absent: packed), H heads, Dh head width."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._core import LAYOUTS, Case, Cost, Maker, Spec
+from . import attention, reference
+from .autograd import OP
+
+
+def _case(layout: str = "contiguous", **dims: int) -> Case:
+    name = "-".join(f"{k}{v}" for k, v in dims.items())
+    return Case(name if layout == "contiguous" else f"{name}-{layout}", dims, layout)
+
+
+def cases() -> tuple[Case, ...]:
+    """Head widths of the models (64, 72) and others, ragged T, two keys as in cross-attention, layouts, nothing.
+
+    One key alone has the gradients dq = dk = 0, to which no distance is relative: tests/ops/test_attention.py.
+    """
+    packed = [
+        _case(N=2, T=1, H=2, Dh=64),
+        _case(N=3, T=7, H=2, Dh=72),
+        _case(N=2, T=63, H=3, Dh=64),
+        _case(N=2, T=256, H=1, Dh=72),
+        _case(N=2, T=17, H=3, Dh=8),
+        _case(N=2, T=65, H=1, Dh=104),
+        _case(N=2, T=33, H=1, Dh=128),
+    ]
+    separate = [_case(N=2, T=63, S=2, H=2, Dh=72), _case(N=2, T=5, S=130, H=2, Dh=40)]
+    laid = [_case(layout, N=2, T=7, S=5, H=2, Dh=72) for layout in LAYOUTS[1:]]
+    laid += [_case(layout, N=2, T=7, H=2, Dh=72) for layout in LAYOUTS[1:]]
+    empty = [
+        Case("empty-batch", {"N": 0, "T": 4, "H": 2, "Dh": 64}),
+        Case("no-tokens", {"N": 2, "T": 0, "H": 2, "Dh": 64}),
+        Case("no-queries", {"N": 2, "T": 0, "S": 3, "H": 2, "Dh": 64}),
+    ]
+    return (*packed, *separate, *laid, *empty)
+
+
+def inputs(case: Case, make: Maker) -> dict[str, Any]:
+    n, t, h, dh = (case.dims[k] for k in ("N", "T", "H", "Dh"))
+    if "S" not in case.dims:
+        return {"q": make(n, t, 3, h, dh, gain=1.5)}
+    s = case.dims["S"]
+    return {"q": make(n, t, h, dh, gain=1.5), "k": make(n, s, h, dh, gain=1.5), "v": make(n, s, h, dh)}
+
+
+def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
+    n, t, h, dh = (dims[k] for k in ("N", "T", "H", "Dh"))
+    s = dims.get("S", t)
+    queries, keys = n * t * h * dh * itemsize, n * s * h * dh * itemsize
+    lse, product = n * h * t * 4, 2 * n * h * t * s * dh
+    return Cost(
+        forward_bytes=2 * queries + 2 * keys + lse,  # q, k, v; out, lse
+        backward_bytes=4 * queries + 4 * keys + lse,  # dout, q, k, v, out, lse; dq, dk, dv
+        forward_flops=2 * product,  # q k^T, P v
+        backward_flops=5 * product,  # q k^T again, dout v^T, P^T dout, dS k, dS^T q
+    )
+
+
+SPEC = Spec(
+    op=OP,
+    function=attention,
+    reference=reference,
+    cases=cases(),
+    inputs=inputs,
+    gradients=("q", "k", "v"),
+    cost=cost,
+    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "T": 256, "H": 16, "Dh": 72}),
+)

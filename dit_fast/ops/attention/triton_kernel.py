@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernels of attention. q, dq (N, Tq, H, Dh); k, v, dk, dv (N, Tk, H, Dh), any strides but a last one of 1;
+out, dout (N, Tq, H*Dh) dense; lse, delta (N, H, Tq) float32.
+
+    S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
+    dv = P^T dout,   dS = P * (dout v^T - delta),   delta = rowsum(P * dout v^T) = rowsum(dout * out)
+    dq = scale * dS k,   dk = scale * dS^T q
+
+Forward and dq: a program owns BLOCK_M queries of one head of one sample, and walks over the keys BLOCK_N at a time.
+dk, dv: a program owns BLOCK_N keys and walks over the queries BLOCK_M at a time. Grid (N * H * tiles), tiles of one
+head next to each other, so that they find its other operand in the cache. No atomics: each result has one owner, and
+S is made twice in the backward instead. Saved for backward: q, k, v, out, lse; the dq kernel runs first and leaves
+delta for the other.
+
+A head is split in two column blocks: D0, the largest power of two in Dh, and D1, the rest rounded up to a power of
+two of at least 16 and masked (0 where there is none): 72 = 64 + 8 of 16, where one block would be 128 wide.
+
+tl.dot has operands of the storage dtype (P and dS rounded to it; float32 exactly, not as tf32) and float32 sums;
+softmax, lse and delta are float32; exponentials are base 2. A result is rounded once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .heads import new_gradients, unpack, views
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _load(base, rows, row_stride, count, FIRST: tl.constexpr, WIDTH: tl.constexpr, DH: tl.constexpr):
+    """Rows (R,) of one head, columns FIRST to FIRST + WIDTH: (R, WIDTH), 0 outside of (count, DH)."""
+    column = FIRST + tl.arange(0, WIDTH)
+    mask = rows[:, None] < count
+    if FIRST + WIDTH > DH:
+        mask = mask & (column[None, :] < DH)
+    return tl.load(base + rows[:, None].to(tl.int64) * row_stride + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(base, rows, row_stride, count, value, FIRST: tl.constexpr, WIDTH: tl.constexpr, DH: tl.constexpr):
+    column = FIRST + tl.arange(0, WIDTH)
+    mask = rows[:, None] < count
+    if FIRST + WIDTH > DH:
+        mask = mask & (column[None, :] < DH)
+    pointer = base + rows[:, None].to(tl.int64) * row_stride + column[None, :]
+    tl.store(pointer, value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _dot(a, b, acc):
+    """acc + a b, float32 sums; float32 operands as they are (not rounded to tf32)."""
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _locate(T, H, BLOCK: tl.constexpr):
+    """This program's sample, head and rows, and its head's number in (N, H)."""
+    tiles = tl.cdiv(T, BLOCK)
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    rows = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    return item // H, item % H, rows, item
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, out, lse, qn, qt, qh, kn, kt, kh, vn, vt, vh, Tq, Tk, H, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    n, h, rows, item = _locate(Tq, H, BLOCK_M)
+    q += n * qn + h * qh
+    k += n * kn + h * kh
+    v += n * vn + h * vh
+    out += (n * Tq * H + h) * DH
+    q0 = _load(q, rows, qt, Tq, 0, D0, DH)  # (BLOCK_M, D0)
+    if D1 > 0:
+        q1 = _load(q, rows, qt, Tq, D0, D1, DH)  # (BLOCK_M, D1)
+        acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
+    acc0 = tl.zeros((BLOCK_M, D0), tl.float32)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)  # largest logit so far, base 2
+    total = tl.zeros((BLOCK_M,), tl.float32)  # sum of exp2(logit - top)
+    for start in range(0, Tk, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        s = _dot(q0, _load(k, keys, kt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        if D1 > 0:
+            s = _dot(q1, _load(k, keys, kt, Tk, D0, D1, DH).T, s)
+        s = tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(p, 1)
+        top = new_top
+        p = p.to(v.dtype.element_ty)
+        acc0 = _dot(p, _load(v, keys, vt, Tk, 0, D0, DH), acc0 * shrink[:, None])
+        if D1 > 0:
+            acc1 = _dot(p, _load(v, keys, vt, Tk, D0, D1, DH), acc1 * shrink[:, None])
+    _store(out, rows, H * DH, Tq, acc0 / total[:, None], 0, D0, DH)
+    if D1 > 0:
+        _store(out, rows, H * DH, Tq, acc1 / total[:, None], D0, D1, DH)
+    tl.store(lse + item * Tq + rows, (top + tl.log2(total)) / LOG2E, mask=rows < Tq)
+
+
+@triton.jit
+def _dq_kernel(
+    dout, q, k, v, out, lse, dq, delta, qn, qt, qh, kn, kt, kh, vn, vt, vh, dqn, dqt, dqh, Tq, Tk, H, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+):  # fmt: skip
+    """WHOLE_ROWS: one tile holds all keys, so delta is summed from P itself (over the sum of P, which the rounding
+    of lse keeps from 1), free of the rounding of `out`: few keys would not average these errors away."""
+    n, h, rows, item = _locate(Tq, H, BLOCK_M)
+    q += n * qn + h * qh
+    k += n * kn + h * kh
+    v += n * vn + h * vh
+    dq += n * dqn + h * dqh
+    dense = (n * Tq * H + h) * DH
+    q0 = _load(q, rows, qt, Tq, 0, D0, DH)
+    do0 = _load(dout + dense, rows, H * DH, Tq, 0, D0, DH)
+    acc0 = tl.zeros((BLOCK_M, D0), tl.float32)
+    if D1 > 0:
+        q1 = _load(q, rows, qt, Tq, D0, D1, DH)
+        do1 = _load(dout + dense, rows, H * DH, Tq, D0, D1, DH)
+        acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
+    row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
+    row_delta = tl.zeros((BLOCK_M,), tl.float32)
+    if not WHOLE_ROWS:
+        o0 = _load(out + dense, rows, H * DH, Tq, 0, D0, DH)
+        row_delta += tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
+        if D1 > 0:
+            o1 = _load(out + dense, rows, H * DH, Tq, D0, D1, DH)
+            row_delta += tl.sum(do1.to(tl.float32) * o1.to(tl.float32), 1)
+    for start in range(0, Tk, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        dp = _dot(do0, _load(v, keys, vt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        if D1 > 0:
+            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+            s = _dot(q1, k1.T, s)
+            dp = _dot(do1, _load(v, keys, vt, Tk, D0, D1, DH).T, dp)
+        p = tl.where(keys[None, :] < Tk, tl.exp2(s * (scale * LOG2E) - row_lse[:, None]), 0.0)
+        if WHOLE_ROWS:
+            row_delta = tl.sum(p * dp, 1) / tl.sum(p, 1)
+        ds = (p * (dp - row_delta[:, None])).to(k.dtype.element_ty)
+        acc0 = _dot(ds, k0, acc0)
+        if D1 > 0:
+            acc1 = _dot(ds, k1, acc1)
+    _store(dq, rows, dqt, Tq, acc0 * scale, 0, D0, DH)
+    if D1 > 0:
+        _store(dq, rows, dqt, Tq, acc1 * scale, D0, D1, DH)
+    tl.store(delta + item * Tq + rows, row_delta, mask=rows < Tq)
+
+
+@triton.jit
+def _dkdv_kernel(
+    dout, q, k, v, lse, delta, dk, dv, qn, qt, qh, kn, kt, kh, vn, vt, vh, dkn, dkt, dkh, dvn, dvt, dvh,
+    Tq, Tk, H, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Tiles are transposed, (BLOCK_N keys, BLOCK_M queries), so that P and dS are left operands as they stand."""
+    n, h, keys, item = _locate(Tk, H, BLOCK_N)
+    q += n * qn + h * qh
+    k += n * kn + h * kh
+    v += n * vn + h * vh
+    dk += n * dkn + h * dkh
+    dv += n * dvn + h * dvh
+    dout += (n * Tq * H + h) * DH
+    k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+    v0 = _load(v, keys, vt, Tk, 0, D0, DH)
+    dk0 = tl.zeros((BLOCK_N, D0), tl.float32)
+    dv0 = tl.zeros((BLOCK_N, D0), tl.float32)
+    if D1 > 0:
+        k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+        v1 = _load(v, keys, vt, Tk, D0, D1, DH)
+        dk1 = tl.zeros((BLOCK_N, D1), tl.float32)
+        dv1 = tl.zeros((BLOCK_N, D1), tl.float32)
+    for start in range(0, Tq, BLOCK_M):
+        rows = start + tl.arange(0, BLOCK_M)
+        # An lse of +inf makes P 0 in the rows beyond Tq.
+        row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=float("inf")) * LOG2E
+        row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
+        q0 = _load(q, rows, qt, Tq, 0, D0, DH)
+        do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
+        s = _dot(k0, q0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
+        dp = _dot(v0, do0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
+        if D1 > 0:
+            q1 = _load(q, rows, qt, Tq, D0, D1, DH)
+            do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
+            s = _dot(k1, q1.T, s)
+            dp = _dot(v1, do1.T, dp)
+        p = tl.exp2(s * (scale * LOG2E) - row_lse[None, :])
+        ds = (p * (dp - row_delta[None, :])).to(k.dtype.element_ty)
+        p = p.to(k.dtype.element_ty)
+        dv0 = _dot(p, do0, dv0)
+        dk0 = _dot(ds, q0, dk0)
+        if D1 > 0:
+            dv1 = _dot(p, do1, dv1)
+            dk1 = _dot(ds, q1, dk1)
+    _store(dk, keys, dkt, Tk, dk0 * scale, 0, D0, DH)
+    _store(dv, keys, dvt, Tk, dv0, 0, D0, DH)
+    if D1 > 0:
+        _store(dk, keys, dkt, Tk, dk1 * scale, D0, D1, DH)
+        _store(dv, keys, dvt, Tk, dv1, D0, D1, DH)
+
+
+TILES = {
+    "forward": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+    "dq": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+    "dkdv": {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+}
+"""For 16-bit storage: the largest tiles that compile for sm_80 and sm_90 without spilling a register at any Dh."""
+
+TILE_FLOAT32 = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}
+"""Exact float32 products are scalar and hold whole operands in registers: larger tiles spill hundreds of bytes."""
+
+
+def split(dh: int) -> dict[str, int]:
+    """Column blocks of a head: 64 -> 64 + 0, 72 -> 64 + 16, 104 -> 64 + 64, 8 -> 16 + 0."""
+    d0 = max(16, 1 << (dh.bit_length() - 1))
+    return {"DH": dh, "D0": d0, "D1": max(16, triton.next_power_of_2(dh - d0)) if dh > d0 else 0}
+
+
+def _tile(kernel: str, q: Tensor) -> dict[str, int]:
+    return {**split(q.shape[-1]), **(TILE_FLOAT32 if q.dtype == torch.float32 else TILES[kernel])}
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """(sample, token, head) strides of tensors (N, T, H, Dh)."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def forward(q: Tensor, k: Tensor | None, v: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    q, k, v = unpack(q, k, v)
+    n, tq, h, dh = q.shape
+    out = q.new_empty((n, tq, h * dh))
+    lse = q.new_empty((n, h, tq), dtype=torch.float32)
+    if out.numel():
+        tile = _tile("forward", q)
+        grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
+        _forward_kernel[grid](q, k, v, out, lse, *_strides(q, k, v), tq, k.shape[1], h, scale, **tile)
+    return out, lse
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    results = new_gradients(q, k, v)
+    dq, dk, dv = views(*results)
+    q, k, v = unpack(q, k, v)
+    n, tq, h, _ = q.shape
+    tk = k.shape[1]
+    delta = torch.empty_like(lse)
+    strides = _strides(q, k, v)
+    if n * h * tq:
+        tile = _tile("dq", q)
+        grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
+        _dq_kernel[grid](
+            dout, q, k, v, out, lse, dq, delta, *strides, *_strides(dq), tq, tk, h, scale,
+            WHOLE_ROWS=tk <= tile["BLOCK_N"], **tile,
+        )  # fmt: skip
+    if n * h * tk:
+        tile = _tile("dkdv", q)
+        grid = (n * h * triton.cdiv(tk, tile["BLOCK_N"]),)
+        _dkdv_kernel[grid](
+            dout, q, k, v, lse, delta, dk, dv, *strides, *_strides(dk, dv), tq, tk, h, scale, **tile
+        )
+    return results
