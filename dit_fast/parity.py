@@ -7,6 +7,8 @@ tuned per op. Distances are taken two ways, since each is blind where the other 
 everywhere) and maximum (one wrong element), both relative to the float64 result.
 """
 
+import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_fast.models import DiT
 from dit_fast.ops import use_backend
 from dit_fast.ops._core import BackendUnavailable, Case, Spec
 
@@ -45,7 +48,8 @@ class Row:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, which has no infinity: an error or ratio that is not finite becomes None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 @contextmanager
@@ -126,7 +130,48 @@ def check_case(
     rows = []
     for key, value in exact.items():
         same_kind = got[key].shape == value.shape and got[key].dtype == eager[key].dtype
-        error, eager_error, ratio = compare(got[key], eager[key], value, dtype) if same_kind else (0.0, 0.0, float("inf"))
+        measured = compare(got[key], eager[key], value, dtype) if same_kind else (math.inf, 0.0, math.inf)
+        error, eager_error, ratio = measured
         note = "" if same_kind else f"shape or dtype: {tuple(got[key].shape)} {got[key].dtype}"
         rows.append(Row(spec.op.name, backend, name, case.name, key, error, eager_error, ratio, ratio <= 1.0, note))
     return rows
+
+
+def enliven(model: DiT, seed: int = 0) -> DiT:
+    """Give zero-initialised layers live values: a fresh model's output is 0, and parity on it would prove nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and (parameter.dim() == 1 or "adaLN" in name or "final" in name):
+                noise = torch.randn(parameter.shape, generator=generator) * 0.05
+                parameter.add_(noise.to(parameter))
+    return model
+
+
+def check_model(model: DiT, inputs: tuple[Tensor, ...], backend: str, dtype: torch.dtype) -> list[Row]:
+    """Compare a whole model, output and every parameter's gradient, with itself in float64 on the reference."""
+    exact_model, own = copy.deepcopy(model).double(), copy.deepcopy(model).to(dtype)
+    x, *rest = inputs
+    x = x.to(dtype)
+    exact = _run_model(exact_model, (x.double(), *rest), "reference", dtype)
+    eager = _run_model(own, (x, *rest), "reference", dtype)
+    with poisoned():
+        got = _run_model(own, (x, *rest), backend, dtype)
+    name, case = str(dtype).removeprefix("torch."), f"{model.conditioning}, {tuple(x.shape)}"
+    rows = []
+    for key, value in exact.items():
+        error, eager_error, ratio = compare(got[key], eager[key], value, dtype)
+        rows.append(Row("model", backend, name, case, key, error, eager_error, ratio, ratio <= 1.0))
+    return rows
+
+
+def _run_model(
+    model: DiT, inputs: tuple[Tensor, ...], backend: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    with use_backend(backend):
+        out = model(*inputs)
+        generator = torch.Generator().manual_seed(2)
+        cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype).to(out)
+        grads = torch.autograd.grad(out, list(parameters.values()), cotangent)
+    return {"out": out.detach(), **{f"d{k}": g for k, g in zip(parameters, grads, strict=True)}}

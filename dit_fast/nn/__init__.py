@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a DiT in the paper's words, built from `dit_fast.ops`."""
+
+from .blocks import (
+    AdaLNBlock,
+    AdaLNZeroBlock,
+    Affine,
+    Block,
+    CrossAttentionBlock,
+    FinalLayer,
+    InContextBlock,
+    Modulation,
+)
+from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_features
+from .layers import Attention, CrossAttention, Mlp
+
+__all__ = [
+    "AdaLNBlock",
+    "AdaLNZeroBlock",
+    "Affine",
+    "Attention",
+    "Block",
+    "CrossAttention",
+    "CrossAttentionBlock",
+    "FinalLayer",
+    "InContextBlock",
+    "LabelEmbedder",
+    "Mlp",
+    "Modulation",
+    "PatchEmbed",
+    "TimestepEmbedder",
+    "sincos_2d",
+    "timestep_features",
+]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's four DiT blocks (arXiv 2212.09748, section 3.2, figure 3), as one.
+
+Every branch of every design computes x + gate * branch(LN(x) * (1 + scale) + shift); the designs differ in where
+shift, scale and gate come from. So a block is its list of branches, and a model is one long list of them: the end of
+each branch and the norm before the next are a single fused op, `gated_residual_adaln`, across block borders too.
+
+| design | shift, scale | gate | branches |
+|---|---|---|---|
+| adaLN-Zero | regressed from c, zero at first | regressed from c, zero at first | attn, mlp |
+| adaLN | regressed from c | 1 | attn, mlp |
+| in-context | learned (the norm's own affine parameters) | 1 | attn, mlp |
+| cross-attention | learned (the norm's own affine parameters) | 1 | attn, cross_attn, mlp |
+
+N batch, T tokens, S context tokens, D width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dit_fast import ops
+
+from .layers import Attention, CrossAttention, Mlp
+
+
+class Modulation(NamedTuple):
+    """Of one branch, each (N, D); rows may be strided or expanded views."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Affine(nn.Module):
+    """A layer norm's learned weight and bias, as the shift and scale of a modulation."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        norm = nn.LayerNorm(dim)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, c: Tensor) -> Modulation:
+        one = self.weight.new_ones(1)
+        return Modulation(*(p.expand_as(c) for p in (self.bias, self.weight - 1, one)))
+
+
+class Block(nn.Module):
+    """What the designs share. `modulation(c)` gives one Modulation a branch."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.attn = Attention(dim, num_heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def modulation(self, c: Tensor) -> list[Modulation]:
+        """c (N, D), the sum of the timestep's and the label's embedding."""
+        raise NotImplementedError
+
+    def branches(self, context: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
+        return [self.attn, self.mlp]
+
+    def forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        modulation: list[Modulation],
+        after: Modulation | None = None,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One block, between two norms.
+
+        Args:
+            x: (N, T, D) residual stream.
+            h: (N, T, D) x, normalised and modulated for this block's first branch.
+            modulation: one for each branch of this block.
+            after: shift and scale of the norm that follows this block; None where nothing follows.
+            context: (N, S, D) tokens to attend to, in the cross-attention design.
+
+        Returns:
+            x after the block, and that x normalised and modulated with `after` (None where nothing follows).
+        """
+        following = [*modulation[1:], after]
+        for branch, own, next_ in zip(self.branches(context), modulation, following, strict=True):
+            y = branch(h)  # (N, T, D)
+            if next_ is None:
+                return ops.gated_residual(x, y, own.gate), None
+            x, h = ops.gated_residual_adaln(x, y, own.gate, next_.shift, next_.scale)
+        return x, h
+
+
+class AdaLNZeroBlock(Block):
+    """Shift, scale and gate of both branches regressed from c; the block starts as the identity."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def modulation(self, c: Tensor) -> list[Modulation]:
+        m = self.adaLN_modulation(c).chunk(6, dim=1)  # views of one (N, 6D)
+        return [Modulation(*m[:3]), Modulation(*m[3:])]
+
+
+class AdaLNBlock(Block):
+    """Shift and scale of both branches regressed from c."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 4 * dim))
+
+    def modulation(self, c: Tensor) -> list[Modulation]:
+        m = self.adaLN_modulation(c).chunk(4, dim=1)  # views of one (N, 4D)
+        one = c.new_ones(1).to(m[0].dtype).expand_as(m[0])
+        return [Modulation(*m[:2], one), Modulation(*m[2:], one)]
+
+
+class InContextBlock(Block):
+    """A plain ViT block: the conditioning is among the tokens."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.norm1, self.norm2 = Affine(dim), Affine(dim)
+
+    def modulation(self, c: Tensor) -> list[Modulation]:
+        return [self.norm1(c), self.norm2(c)]
+
+
+class CrossAttentionBlock(Block):
+    """A ViT block with a cross-attention to the conditioning after the self-attention."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.norm1, self.norm_cross, self.norm2 = Affine(dim), Affine(dim), Affine(dim)
+
+    def modulation(self, c: Tensor) -> list[Modulation]:
+        return [self.norm1(c), self.norm_cross(c), self.norm2(c)]
+
+    def branches(self, context: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
+        assert context is not None
+        return [self.attn, lambda h: self.cross_attn(h, context), self.mlp]
+
+
+class FinalLayer(nn.Module):
+    """The last norm's shift and scale, and the Linear that makes tokens an image again (section 3.2, decoder)."""
+
+    def __init__(self, dim: int, patch_size: int, out_channels: int, adaptive: bool = True) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.linear = nn.Linear(dim, patch_size * patch_size * out_channels)
+        if adaptive:
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        else:
+            self.norm = Affine(dim)
+        self.adaptive = adaptive
+
+    def modulation(self, c: Tensor) -> Modulation:
+        if not self.adaptive:
+            return self.norm(c)
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return Modulation(shift, scale, shift.new_ones(1).expand_as(shift))
+
+    def forward(self, h: Tensor, grid: tuple[int, int]) -> Tensor:
+        """h (N, T, D), already normalised and modulated by the last block's end -> (N, C, h*p, w*p)."""
+        return ops.final_layer(
+            h, None, None, self.linear.weight, self.linear.bias, grid=grid, patch_size=self.patch_size
+        )
