@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the native library with CMake (one definition for Python and C++ people). Without CMake, a compiler or
-torch at build time the package installs all the same, says so here and in `dit-fast info`, and runs on its Python backends."""
+"""Builds the native library with CMake, one definition for Python and C++ people.
+
+Without CMake, a compiler or torch at build time the package installs all the same, says so here and in
+`dit-fast info`, and runs on its Python backends. A compiler that fails is an error.
+"""
 
 import subprocess
 import sys

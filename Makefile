@@ -1,0 +1,27 @@
+# make demo: train a small DiT on real digits and draw some.   make test: everything CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+demo: $(VENV)/ready
+	dit-fast demo --out runs/demo
+
+test: $(VENV)/ready
+	ruff check .
+	mypy
+	OMP_NUM_THREADS=1 pytest -n 2
+
+# One environment for both: torch first, whose headers the native library is built against.
+$(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	pip install -q -c constraints.txt torch "setuptools>=77" "cmake>=3.18" ninja
+	pip install -q -c constraints.txt --no-build-isolation -e ".[demo,dev]"
+	dit-fast info
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs dit_fast/_native.so
+
+.PHONY: demo test clean

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show versions, the native library, and which backend of each op can run here."""
+
+import argparse
+import platform
+
+import torch
+
+import dit_fast
+from dit_fast.ops import BACKENDS, specs
+from dit_fast.ops._core import native
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="print only the README's op x backend table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.markdown:
+        print(markdown_table())
+        return 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"dit_fast {dit_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    print(f"device: {torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}, {torch.get_num_threads()} threads")
+    if native.MISSING:
+        print(f"native library: none: {native.MISSING}")
+        print("running on the Python backends")
+    else:
+        print(f"native library: {native.LIBRARY.name}, instruction set {native.instruction_set()}"
+              f" of {', '.join(native.instruction_sets())}")  # fmt: skip
+    for name, spec in specs().items():
+        tensors = [v for v in spec.make(spec.cases[0], torch.float32, device).values() if isinstance(v, torch.Tensor)]
+        print(f"\n{name}")
+        for backend in spec.op.names():
+            reason = spec.op.why_not(backend, tensors)
+            print(f"  {backend:10s} {'runs' if reason is None else 'no: ' + reason}")
+    return 0
+
+
+def markdown_table() -> str:
+    """Which kernels each op has, from the specs; no matter what this machine can run."""
+    lines = ["| op | " + " | ".join(BACKENDS) + " |", "|---" * (len(BACKENDS) + 1) + "|"]
+    for name, spec in specs().items():
+        cells = {
+            "reference": "PyTorch, any device",
+            "cpu": "C++" if spec.op.cpu_module is None else "PyTorch's own",
+            "triton": "forward, backward",
+            "cuda": "forward, backward" if "cuda" in spec.op.native else "",
+        }
+        lines.append(f"| `{name}` | " + " | ".join(cells[b] for b in BACKENDS) + " |")
+    return "\n".join(lines)

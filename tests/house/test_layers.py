@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules of the house that a test holds: arrows point down, one folder per op, few environment variables, size."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit_fast.cli import build_parser
+from dit_fast.ops import NAMES
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "dit_fast"
+
+LEVEL = {
+    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "models": 3, "parity": 4, "train": 4, "sample": 4, "demo": 5, "cli": 6,
+}  # fmt: skip
+"""A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
+any model and imports torch only."""
+
+ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
+
+OPTIONS = {
+    "info": {"--markdown"},
+    "parity": {"--op", "--backend", "--dtype", "--json"},
+    "demo": {"--out", "--steps", "--seed"},
+    "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+}
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of what a module of the package imports."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            prefix = ".".join((*base, *filter(None, [node.module])))
+            found |= {prefix} | {f"{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(name: str) -> str | None:
+    """The layer that a dotted name is in; None outside the package."""
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == "dit_fast" and len(pieces) > 1 and pieces[1] in LEVEL else None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    own = part(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own is None:
+        assert path == PACKAGE / "__init__.py"
+        return
+    for name in imports(path):
+        other = part(name)
+        assert other is None or other == own or LEVEL[other] < LEVEL[own], f"{path} imports {name}"
+    if own == "diffusion":
+        outside = {n.split(".")[0] for n in imports(path)} - {"torch", "dit_fast", *sys.stdlib_module_names}
+        assert not outside, outside
+        assert all(part(n) in (None, "diffusion") for n in imports(path))
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_no_op_imports_another_and_each_has_its_room(op):
+    for path in (PACKAGE / "ops" / op).glob("*.py"):
+        others = {n for n in NAMES if n != op and any(f"{i}.".startswith(f"dit_fast.ops.{n}.") for i in imports(path))}
+        assert not others, f"{path} imports {others}"
+    for file in ("__init__", "reference", "autograd", "triton_kernel", "spec"):
+        assert (PACKAGE / "ops" / op / f"{file}.py").is_file()
+
+
+def test_folders_of_ops_are_the_ops():
+    folders = {p.name for p in (PACKAGE / "ops").iterdir() if (p / "__init__.py").is_file()}
+    assert folders == {*NAMES, "_core"}
+
+
+def test_environment_variables_are_few_and_read_in_one_place():
+    reads = re.compile(r"environ(?:\.get\(|\[)\s*[\"'](\w+)[\"']|getenv\(\s*[\"'](\w+)")
+    assert {a or b for a, b in reads.findall((PACKAGE / "env.py").read_text())} == ENVIRONMENT
+    assert len(ENVIRONMENT) <= 5
+    for path in SOURCES:
+        text = path.read_text()
+        if path.name != "env.py":
+            assert "getenv" not in text and "environ.get" not in text, path
+            assert set(re.findall(r"environ\[[\"'](\w+)[\"']\] =", text)) <= ENVIRONMENT, path
+
+
+def test_models_and_layers_know_no_backend_and_no_device():
+    for path in [*(PACKAGE / "nn").glob("*.py"), *(PACKAGE / "models").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.If | ast.IfExp | ast.Match):
+                test = ast.unparse(node.subject if isinstance(node, ast.Match) else node.test)
+                assert not re.search(r"backend|device|cuda|triton", test), f"{path}:{node.lineno}: {test}"
+
+
+def test_options_of_the_command():
+    subparsers = next(a for a in build_parser()._actions if a.dest == "command")
+    found = {
+        name: {o for action in command._actions for o in action.option_strings} - {"-h", "--help"}
+        for name, command in subparsers.choices.items()
+    }
+    assert found == OPTIONS
+
+
+def test_every_source_names_its_licence_and_fits_in_the_head():
+    limits = {".py": 450, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
+    tops = ("dit_fast", "csrc", "tests", "benchmarks")
+    for path in [p for top in tops for p in (ROOT / top).rglob("*") if p.suffix in limits]:
+        lines = path.read_text().splitlines()
+        assert not lines or "SPDX-License-Identifier: Apache-2.0" in lines[0], path
+        assert len(lines) <= limits[path.suffix], f"{path} has {len(lines)} lines"
