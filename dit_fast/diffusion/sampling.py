@@ -89,7 +89,8 @@ class Samplers(Process):
             eps = eps - c.sqrt_one_minus_ab * self._gradient(cond_fn, x, t, model_kwargs)
             pred_xstart = c.recip_sqrt_ab * x - c.sqrt_recip_ab_minus_one * eps
         sigma = eta * c.ddim_sigma
-        sample = c.sqrt_ab_prev * pred_xstart + (c.one_minus_ab_prev - sigma**2).clamp(min=0).sqrt() * eps
+        rest = (c.one_minus_ab_prev - sigma**2).clamp(min=0)  # at eta = 1 and few steps it may round below 0
+        sample = c.sqrt_ab_prev * pred_xstart + rest.sqrt() * eps
         if eta > 0:
             sample = sample + sigma * draw_noise(x, sample.dtype, generator)  # sigma is 0 at t = 0
         return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart.to(x.dtype)}

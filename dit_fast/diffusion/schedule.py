@@ -114,9 +114,7 @@ class Schedule:
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._on_device:
             dtype = torch.float32 if device.type in NO_FLOAT64 else torch.float64
-            # A first call under inference_mode must not leave tensors that training could not use later.
-            with torch.inference_mode(False):
-                self._on_device[device] = (self._source.to(device, dtype), self._kept.to(device))
+            self._on_device[device] = (self._source.to(device, dtype), self._kept.to(device))
         return self._on_device[device]
 
     def at(self, t: Tensor, like: Tensor) -> Coefficients:

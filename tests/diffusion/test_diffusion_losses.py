@@ -124,6 +124,25 @@ def test_normal_kl() -> None:
     torch.testing.assert_close(normal_kl(mean1, log1, mean2, log2), expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_model_gets_x_t_in_the_dtype_of_x_start(dtype: torch.dtype) -> None:
+    diffusion = create_diffusion("ddim50")
+    x, noise, t = (
+        torch.randn(SHAPE, dtype=dtype),
+        torch.randn(SHAPE, dtype=dtype),
+        torch.tensor([0, 1, 20, 49]),
+    )
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.extend((x, t))
+        return learned(x, t)
+
+    diffusion.training_losses(model, x, t, noise=noise)
+    assert seen[0].dtype == dtype and torch.equal(seen[0], diffusion.q_sample(x, t, noise))
+    assert seen[1].tolist() == [0, 20, 400, 980]
+
+
 def test_the_prediction_is_detached_in_vb() -> None:
     diffusion = create_diffusion()
     x, t = torch.randn(SHAPE), torch.tensor([0, 1, 500, 999])

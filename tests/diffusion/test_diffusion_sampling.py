@@ -155,6 +155,15 @@ def test_ddim_step_by_hand() -> None:
     assert last["sample"].item() == pytest.approx(last["pred_xstart"].item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("noise_schedule", ["linear", "squaredcos_cap_v2"])
+def test_ddim_stays_finite_in_float32_at_few_steps(noise_schedule: str) -> None:
+    """1 - ab' - sigma^2 is >= 0, but at eta = 1 it can round below where ab is tiny (cosine, K = 6)."""
+    for steps in range(2, 40):
+        x, t = torch.randn(steps, 2), torch.arange(steps)
+        out = create_diffusion(steps, noise_schedule).ddim_sample(learned, x, t, eta=1.0)
+        assert bool(out["sample"].isfinite().all()), steps
+
+
 def test_p_sample_adds_noise_except_at_step_0_of_each_sample() -> None:
     diffusion = create_diffusion("50")
     x, t = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.tensor([49, 0, 7])
@@ -355,6 +364,8 @@ def test_errors() -> None:
         diffusion.ddim_sample_loop(learned, noise.shape, noise.long())
     with pytest.raises(ValueError, match="device: expected noise's device cpu, came meta"):
         diffusion.p_sample_loop(learned, noise.shape, noise, device="meta")
+    with pytest.raises(ValueError, match="device: expected noise's device cpu, came cpu:1"):
+        diffusion.p_sample_loop(learned, noise.shape, noise, device="cpu:1")
     with pytest.raises(ValueError, match="eta: expected 0 <= eta <= 1, came 1.5"):
         diffusion.ddim_sample_loop(learned, noise.shape, noise, eta=1.5)
     x, t = torch.zeros(2, 1, 4, 4, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")

@@ -13,10 +13,10 @@ rounded). P is made from q and k again, so lse is not read.
 import torch
 from torch import Tensor
 
+from .._core import without_autocast
 from .heads import new_gradients, unpack, views
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_softmax_backward = torch.ops.aten._softmax_backward_data.out
 
 TILE = 1 << 22
 """Elements of P held at a time: 64 heads of 256 x 256; 16 MB in each of three buffers."""
@@ -43,33 +43,28 @@ def backward(
     tensors = (dout.view(q.shape), q, k, v, *views(*results))
     h, tq, tk = q.shape[2], q.shape[1], k.shape[1]
     group = min(h, max(1, TILE // (tq * tk)))
-    room = q.new_empty((3, group, tq, tk), dtype=torch.float32)
+    buffers = q.new_empty((3, group, tq, tk), dtype=torch.float32)
     for sample in zip(*tensors, strict=True):
         for first in range(0, h, group):
-            heads = (x[:, first : first + group].transpose(0, 1) for x in sample)  # (group, T, Dh)
-            _backward_of_heads(*heads, scale, *room[:, : min(group, h - first)])
+            heads = [x[:, first : first + group].transpose(0, 1) for x in sample]  # (heads, T, Dh)
+            with without_autocast("cpu"):
+                _backward_of_heads(heads, scale, buffers[:, : heads[0].shape[0]])
     return results
 
 
-def _backward_of_heads(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    scale: float,
-    s: Tensor,
-    p: Tensor,
-    dp: Tensor,
-) -> None:
-    """The formula of autograd.py for tensors (heads, T, Dh), in the float32 buffers s, p, dp (heads, Tq, Tk)."""
-    dout, q, k, v = (x.float() for x in (dout, q, k, v))
+def _backward_of_heads(tensors: list[Tensor], scale: float, buffers: Tensor) -> None:
+    """The formula of autograd.py: reads dout, q, k, v, writes dq, dk, dv, all (heads, T, Dh).
+
+    `buffers` (3, heads, Tq, Tk) float32 take S (then P * dP), P and dP (then dS). PyTorch's own softmax backward
+    is not used: its bits depend on the number of threads.
+    """
+    dout, q, k, v = (x.float() for x in tensors[:4])
+    dq, dk, dv = tensors[4:]
+    s, p, dp = buffers
     torch.baddbmm(s, q, k.mT, beta=0, alpha=scale, out=s)
     torch.softmax(s, -1, out=p)
     torch.bmm(dout, v.mT, out=dp)
-    ds = _softmax_backward(dp, p, -1, torch.float32, grad_input=s)
+    ds = dp.sub_(torch.mul(p, dp, out=s).sum(-1, keepdim=True)).mul_(p)
     dv.copy_(torch.bmm(p.mT, dout))
     dq.copy_(torch.bmm(ds, k).mul_(scale))
     dk.copy_(torch.bmm(ds.mT, q).mul_(scale))

@@ -20,4 +20,6 @@ def new_gradients(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor
 
 def views(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three (N, T, H, Dh) tensors to write, of what `new_gradients` gave."""
-    return dq.unbind(2) if dq.dim() == 5 else (dq, dk, dv)
+    if dq.dim() == 5:
+        dq, dk, dv = dq.unbind(2)
+    return dq, dk, dv

@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from .._core import without_autocast
+
 
 def attention(q: Tensor, k: Tensor | None = None, v: Tensor | None = None, *, scale: float | None = None) -> Tensor:
     """The arithmetic of eager scaled_dot_product_attention ("math"): half precision inputs are widened to float32,
@@ -12,7 +14,7 @@ def attention(q: Tensor, k: Tensor | None = None, v: Tensor | None = None, *, sc
         q, k, v = q.unbind(2)  # (N, T, 3, H, Dh) -> 3 x (N, T, H, Dh)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     wide = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         logits = torch.einsum("nqhd,nkhd->nhqk", q.to(wide), k.to(wide)) * scale  # (N, H, Tq, Tk)
         out = torch.einsum("nhqk,nkhd->nqhd", logits.softmax(-1), v.to(wide))  # (N, Tq, H, Dh)
     return out.flatten(2).to(q.dtype)  # (N, Tq, H*Dh)

@@ -9,8 +9,10 @@ out, dout (N, Tq, H*Dh) dense; lse, delta (N, H, Tq) float32.
 Forward and dq: a program owns BLOCK_M queries of one head of one sample, and walks over the keys BLOCK_N at a time.
 dk, dv: a program owns BLOCK_N keys and walks over the queries BLOCK_M at a time. Grid (N * H * tiles), tiles of one
 head next to each other, so that they find its other operand in the cache. No atomics: each result has one owner, and
-S is made twice in the backward instead. Saved for backward: q, k, v, out, lse; the dq kernel runs first and leaves
-delta for the other.
+S is made twice in the backward instead. Saved for backward: q, k, v, out, lse.
+
+The dq kernel runs first and leaves two numbers a row for the other: delta, and norm = 1 / rowsum(exp(S - lse)). In
+exact arithmetic norm is 1, but lse is rounded: at 1e4 by up to 5e-4, an error that P would carry in whole rows.
 
 A head is split in two column blocks: D0, the largest power of two in Dh, and D1, the rest rounded up to a power of
 two of at least 16 and masked (0 where there is none): 72 = 64 + 8 of 16, where one block would be 128 wide.
@@ -103,13 +105,27 @@ def _forward_kernel(
 
 
 @triton.jit
-def _dq_kernel(
-    dout, q, k, v, out, lse, dq, delta, qn, qt, qh, kn, kt, kh, vn, vt, vh, dqn, dqt, dqh, Tq, Tk, H, scale,
+def _p_dp(
+    q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale,
     DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """WHOLE_ROWS: one tile holds all keys, so delta is summed from P itself (over the sum of P, which the rounding
-    of lse keeps from 1), free of the rounding of `out`: few keys would not average these errors away."""
+    """exp(S - lse) and dP of one tile (BLOCK_M, BLOCK_N). With D1 of 0, q1, do1 and k1 are not read."""
+    s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+    dp = _dot(do0, _load(v, keys, vt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+    if D1 > 0:
+        s = _dot(q1, k1.T, s)
+        dp = _dot(do1, _load(v, keys, vt, Tk, D0, D1, DH).T, dp)
+    return tl.where(keys[None, :] < Tk, tl.exp2(s * (scale * LOG2E) - row_lse[:, None]), 0.0), dp
+
+
+@triton.jit
+def _dq_kernel(
+    dout, q, k, v, out, lse, dq, delta, norm, qn, qt, qh, kn, kt, kh, vn, vt, vh, dqn, dqt, dqh, Tq, Tk, H, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EXACT: tl.constexpr,
+):  # fmt: skip
+    """EXACT: delta is summed from P * dP in a walk of its own, so that dP - delta cancels as it does in a plain
+    softmax. Otherwise it is rowsum(dout * out), and the rounding of `out` remains."""
     n, h, rows, item = _locate(Tq, H, BLOCK_M)
     q += n * qn + h * qh
     k += n * kn + h * kh
@@ -119,13 +135,29 @@ def _dq_kernel(
     q0 = _load(q, rows, qt, Tq, 0, D0, DH)
     do0 = _load(dout + dense, rows, H * DH, Tq, 0, D0, DH)
     acc0 = tl.zeros((BLOCK_M, D0), tl.float32)
+    q1, do1 = q0, do0
     if D1 > 0:
         q1 = _load(q, rows, qt, Tq, D0, D1, DH)
         do1 = _load(dout + dense, rows, H * DH, Tq, D0, D1, DH)
         acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
     row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
     row_delta = tl.zeros((BLOCK_M,), tl.float32)
-    if not WHOLE_ROWS:
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    if EXACT:
+        for start in range(0, Tk, BLOCK_N):
+            keys = start + tl.arange(0, BLOCK_N)
+            k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+            k1 = k0
+            if D1 > 0:
+                k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+            p, dp = _p_dp(
+                q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale, DH, D0, D1, BLOCK_M, BLOCK_N
+            )
+            total += tl.sum(p, 1)
+            row_delta += tl.sum(p * dp, 1)
+        row_delta = row_delta / total
+        total = tl.zeros((BLOCK_M,), tl.float32)
+    else:
         o0 = _load(out + dense, rows, H * DH, Tq, 0, D0, DH)
         row_delta += tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
         if D1 > 0:
@@ -134,32 +166,34 @@ def _dq_kernel(
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         k0 = _load(k, keys, kt, Tk, 0, D0, DH)
-        s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-        dp = _dot(do0, _load(v, keys, vt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        k1 = k0
         if D1 > 0:
             k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-            s = _dot(q1, k1.T, s)
-            dp = _dot(do1, _load(v, keys, vt, Tk, D0, D1, DH).T, dp)
-        p = tl.where(keys[None, :] < Tk, tl.exp2(s * (scale * LOG2E) - row_lse[:, None]), 0.0)
-        if WHOLE_ROWS:
-            row_delta = tl.sum(p * dp, 1) / tl.sum(p, 1)
+        p, dp = _p_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        total += tl.sum(p, 1)
         ds = (p * (dp - row_delta[:, None])).to(k.dtype.element_ty)
         acc0 = _dot(ds, k0, acc0)
         if D1 > 0:
             acc1 = _dot(ds, k1, acc1)
-    _store(dq, rows, dqt, Tq, acc0 * scale, 0, D0, DH)
+    row_norm = 1.0 / total
+    _store(dq, rows, dqt, Tq, acc0 * (scale * row_norm)[:, None], 0, D0, DH)
     if D1 > 0:
-        _store(dq, rows, dqt, Tq, acc1 * scale, D0, D1, DH)
+        _store(dq, rows, dqt, Tq, acc1 * (scale * row_norm)[:, None], D0, D1, DH)
     tl.store(delta + item * Tq + rows, row_delta, mask=rows < Tq)
+    tl.store(norm + item * Tq + rows, row_norm, mask=rows < Tq)
 
 
 @triton.jit
 def _dkdv_kernel(
-    dout, q, k, v, lse, delta, dk, dv, qn, qt, qh, kn, kt, kh, vn, vt, vh, dkn, dkt, dkh, dvn, dvt, dvh,
+    dout, q, k, v, lse, delta, norm, dk, dv, qn, qt, qh, kn, kt, kh, vn, vt, vh, dkn, dkt, dkh, dvn, dvt, dvh,
     Tq, Tk, H, scale,
     DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Tiles are transposed, (BLOCK_N keys, BLOCK_M queries), so that P and dS are left operands as they stand."""
+    """Tiles are transposed, (BLOCK_N keys, BLOCK_M queries), so that P and dS are left operands as they stand.
+
+    EXACT: S is summed in the order of the dq kernel and then transposed, since norm fits the bits of that S.
+    """
     n, h, keys, item = _locate(Tk, H, BLOCK_N)
     q += n * qn + h * qh
     k += n * kn + h * kh
@@ -181,16 +215,24 @@ def _dkdv_kernel(
         # An lse of +inf makes P 0 in the rows beyond Tq.
         row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=float("inf")) * LOG2E
         row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
+        row_norm = tl.load(norm + item * Tq + rows, mask=rows < Tq, other=0.0)
         q0 = _load(q, rows, qt, Tq, 0, D0, DH)
         do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
-        s = _dot(k0, q0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
         dp = _dot(v0, do0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
         if D1 > 0:
             q1 = _load(q, rows, qt, Tq, D0, D1, DH)
             do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
-            s = _dot(k1, q1.T, s)
             dp = _dot(v1, do1.T, dp)
-        p = tl.exp2(s * (scale * LOG2E) - row_lse[None, :])
+        if EXACT:
+            s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+            if D1 > 0:
+                s = _dot(q1, k1.T, s)
+            s = s.T
+        else:
+            s = _dot(k0, q0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
+            if D1 > 0:
+                s = _dot(k1, q1.T, s)
+        p = tl.exp2(s * (scale * LOG2E) - row_lse[None, :]) * row_norm[None, :]
         ds = (p * (dp - row_delta[None, :])).to(k.dtype.element_ty)
         p = p.to(k.dtype.element_ty)
         dv0 = _dot(p, do0, dv0)
@@ -251,19 +293,22 @@ def backward(
     q, k, v = unpack(q, k, v)
     n, tq, h, _ = q.shape
     tk = k.shape[1]
-    delta = torch.empty_like(lse)
+    delta, norm = torch.empty_like(lse), torch.empty_like(lse)
     strides = _strides(q, k, v)
     if n * h * tq:
         tile = _tile("dq", q)
+        # Few keys do not average the rounding of `out` away, and cost little; float32 is for those who look closely.
+        exact = q.dtype == torch.float32 or tk <= tile["BLOCK_N"]
         grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
         _dq_kernel[grid](
-            dout, q, k, v, out, lse, dq, delta, *strides, *_strides(dq), tq, tk, h, scale,
-            WHOLE_ROWS=tk <= tile["BLOCK_N"], **tile,
+            dout, q, k, v, out, lse, dq, delta, norm, *strides, *_strides(dq), tq, tk, h, scale,
+            EXACT=exact, **tile,
         )  # fmt: skip
     if n * h * tk:
         tile = _tile("dkdv", q)
         grid = (n * h * triton.cdiv(tk, tile["BLOCK_N"]),)
         _dkdv_kernel[grid](
-            dout, q, k, v, lse, delta, dk, dv, *strides, *_strides(dk, dv), tq, tk, h, scale, **tile
-        )
+            dout, q, k, v, lse, delta, norm, dk, dv, *strides, *_strides(dk, dv), tq, tk, h, scale,
+            EXACT=q.dtype == torch.float32, **tile,
+        )  # fmt: skip
     return results

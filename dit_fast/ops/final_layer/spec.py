@@ -54,7 +54,7 @@ CASES = (
     _case(N=2, A=9, B=7, D=1152, P=2, C=8),
     _case(N=2, A=7, B=9, D=1152, P=2, C=8, modulated=0),
     _case(N=2, A=5, B=1, D=71, P=3, C=3),
-    _case(N=2, A=2, B=5, D=64, P=1, C=3),  # a patch is one pixel
+    _case(N=2, A=2, B=5, D=64, P=1, C=16),  # a patch is one pixel
     *(_case(layout, N=3, A=1, B=7, D=72, P=2, C=8) for layout in LAYOUTS[1:]),
     _case(N=0, A=2, B=2, D=64, P=2, C=8),
     _case(N=2, A=0, B=2, D=64, P=2, C=8),

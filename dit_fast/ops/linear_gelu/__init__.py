@@ -31,9 +31,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     check_tensor("linear_gelu", "weight", weight, ("F", "K"))
     f, k = weight.shape
-    if not isinstance(x, Tensor) or x.dim() == 0:
-        fail("linear_gelu", "x", "a tensor of at least one dimension", x)
-    check_tensor("linear_gelu", "x", x, (*("..." for _ in x.shape[:-1]), k))
+    if isinstance(x, Tensor) and x.shape[-1:] != (k,):
+        fail("linear_gelu", "x", f"of shape (..., {k})", f"shape {tuple(x.shape)}")
+    check_tensor("linear_gelu", "x", x, ("...",) * getattr(x, "ndim", 0))
     check_tensor("linear_gelu", "bias", bias, (f,))
     x, weight, bias = autocast(x, weight, bias, matmul=True)
     check_same("linear_gelu", {"x": x, "weight": weight, "bias": bias})

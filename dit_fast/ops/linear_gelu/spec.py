@@ -16,7 +16,10 @@ def cases() -> tuple[Case, ...]:
     plain = [Case(f"N{n}-T{t}-K{k}-F{f}", {"N": n, "T": t, "K": k, "F": f}) for n, t, k, f in sizes]
     small = {"N": 3, "T": 7, "K": 72, "F": 80}
     laid = [Case(f"N3-T7-K72-F80-{layout}", small, layout) for layout in LAYOUTS[1:]]
-    empty = [Case("empty-batch", {"N": 0, "T": 4, "K": 64, "F": 32}), Case("no-tokens", {"N": 2, "T": 0, "K": 64, "F": 32})]
+    empty = [
+        Case("empty-batch", {"N": 0, "T": 4, "K": 64, "F": 32}),
+        Case("no-tokens", {"N": 2, "T": 0, "K": 64, "F": 32}),
+    ]
     return (*plain, *laid, *empty)
 
 

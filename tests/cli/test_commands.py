@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as a person types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_fast.cli import main
+from dit_fast.models import DiT, save_model
+from dit_fast.parity import enliven
+
+
+def test_parity_passes_and_writes_what_it_compared(tmp_path, capsys):
+    file = tmp_path / "deep" / "parity.json"
+    assert main(["parity", "--op", "gated_residual", "--dtype", "bfloat16", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["backend"] for row in rows} == {"cpu", "triton"}
+    assert {"out0", "dx", "dy", "dgate"} == {row["tensor"] for row in rows}
+    assert all(row["passed"] and 0 <= row["ratio"] <= 1 for row in rows)
+    assert "0 failed" in capsys.readouterr().out
+
+
+def test_parity_of_the_model_and_a_backend_that_cannot_run(capsys):
+    assert main(["parity", "--op", "model", "--backend", "cpu", "--dtype", "float32"]) == 0
+    assert main(["parity", "--op", "adaln", "--backend", "cuda", "--dtype", "float32"]) == 0
+    assert "n/a: adaln: backend 'cuda' cannot run here: tensors are on cpu" in capsys.readouterr().out
+    assert main(["parity", "--op", "softmax"]) == 2
+    assert "`--op` must be one of" in capsys.readouterr().err
+
+
+def test_parity_fails_when_a_kernel_is_wrong(monkeypatch, capsys):
+    from dit_fast.ops._core import OPS
+
+    pair = OPS["gated_residual"]._backend("cpu")
+    wrong = type(pair)(lambda x, y, gate: x + gate[:1, None] * y, pair.backward, pair.why_not)  # OpenDiT's mistake
+    monkeypatch.setitem(OPS["gated_residual"].backends, "cpu", wrong)
+    assert main(["parity", "--op", "gated_residual", "--backend", "cpu", "--dtype", "float32"]) == 1
+    assert "FAIL out0" in capsys.readouterr().out
+
+
+def test_info_says_what_runs_and_why_not():
+    done = subprocess.run([sys.executable, "-m", "dit_fast", "info"], capture_output=True, text=True, check=True)
+    assert "native library: _native.so, instruction set" in done.stdout
+    assert "triton     no: tensors are on cpu; Triton needs a GPU" in done.stdout or "cuda" in done.stdout
+
+
+@pytest.mark.parametrize("channels,mode", [(1, "L"), (3, "RGB")])
+def test_sample_draws_a_row_a_class(tmp_path, channels, mode):
+    model = DiT(input_size=4, in_channels=channels, hidden_size=64, depth=1, num_heads=1, num_classes=3)
+    save_model(enliven(model), tmp_path / "m.safetensors")
+    command = ["sample", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "out" / "s.png"), "--steps", "4"]
+    assert main([*command, "--classes", "2", "0", "--per-class", "5"]) == 0
+    picture = Image.open(tmp_path / "out" / "s.png")
+    assert picture.size == (20, 8) and picture.mode == mode
+    first = np.asarray(picture)
+    assert main([*command, "--classes", "2", "0", "--per-class", "5"]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "s.png")), first)  # same seed
+    assert main([*command, "--classes", "2", "0", "--per-class", "5", "--seed", "1"]) == 0
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "out" / "s.png")), first)
+    assert main([*command, "--sampler", "ddim", "--cfg-scale", "1"]) == 0
+
+
+def test_sample_says_what_is_wrong(tmp_path, capsys):
+    assert main(["sample", str(tmp_path / "none.safetensors")]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    save_model(DiT(input_size=4, hidden_size=64, depth=1, num_heads=1, num_classes=3), tmp_path / "m.safetensors")
+    assert main(["sample", str(tmp_path / "m.safetensors"), "--classes", "3"]) == 2
+    assert "`--classes` must be from 0 to 2, got 3" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "m.safetensors")]) == 2
+    assert "must have 1 or 3 channels" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package installs without a compiler, runs on its Python backends and says so; the README's table is current."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from dit_fast.cli.info import markdown_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_compiler_it_installs_and_runs_and_says_so(tmp_path):
+    environment = {**os.environ, "CXX": "/bin/false", "CC": "/bin/false"}
+    build = [sys.executable, "-m", "pip", "-v", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt"):  # as they are now, committed or not
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(build, cwd=source, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the native library was NOT built" in done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-py3-none-" in wheel.name
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
+    code = (
+        "import torch, dit_fast; from dit_fast import ops; from dit_fast.models import DiT\n"
+        "assert '/site/' in dit_fast.__file__\n"
+        "model = DiT(input_size=4, hidden_size=64, depth=1, num_heads=1)\n"
+        "print(model(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long)).shape)\n"
+        "from dit_fast.cli import main; main(['info'])\n"
+        "ops.use_backend('cpu'); x = torch.zeros(1, 2, 8)\n"
+        "try: ops.adaln(x, x[:, 0], x[:, 0])\n"
+        "except ops.BackendUnavailable as error: print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, capture_output=True,
+        text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert "torch.Size([1, 8, 4, 4])" in run.stdout and "running on the Python backends" in run.stdout
+    assert "adaln on cpu: backend reference; not cpu (the native library is not built" in run.stderr  # said, once
+    assert "adaln: backend 'cpu' cannot run here: the native library is not built" in run.stdout
+
+
+def test_the_readme_table_is_generated_from_the_specs():
+    readme = (ROOT / "README.md").read_text()
+    (table,) = re.findall(r"<!-- dit-fast info --markdown -->\n(.*?)\n<!-- end -->", readme, re.S)
+    assert table == markdown_table()
+
+
+def test_the_five_lines_of_the_readme_run():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 6
+    exec(compile(example, "README.md", "exec"), {})
