@@ -2,7 +2,6 @@
 """How good are drawn digits? A classifier trained on real ones reads them; its features give a Frechet distance."""
 
 import numpy as np
-from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
@@ -40,8 +39,9 @@ class Judge:
         """Frechet distance between the Gaussians fitted to the features of two sets of images (2017, FID)."""
         fa, fb = self.features(a), self.features(b)
         ca, cb = np.cov(fa, rowvar=False), np.cov(fb, rowvar=False)
-        cross = sqrtm(ca @ cb).real
-        return float(np.square(fa.mean(0) - fb.mean(0)).sum() + np.trace(ca + cb - 2 * cross))
+        # The trace of the root of ca @ cb: its eigenvalues are real and not negative, but for rounding.
+        roots = np.sqrt(np.linalg.eigvals(ca @ cb).real.clip(min=0))
+        return float(np.square(fa.mean(0) - fb.mean(0)).sum() + np.trace(ca + cb) - 2 * roots.sum())
 
 
 def flat(images: np.ndarray) -> np.ndarray:

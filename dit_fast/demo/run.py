@@ -22,15 +22,15 @@ from .quality import Judge, digits, halves
 class DemoConfig:
     """What `make demo` runs; tests run the same with fewer steps and images."""
 
-    steps: int = 1700
+    steps: int = 1500
     batch_size: int = 128
-    lr: float = 1e-3
-    hidden_size: int = 128
-    depth: int = 2
-    num_heads: int = 4
+    lr: float = 3e-3
     warmup: int = 100
     ema: float = 0.995
-    sample_steps: int = 100
+    hidden_size: int = 96
+    depth: int = 3
+    num_heads: int = 3
+    sample_steps: int = 50
     cfg_scale: float = 2.0
     per_class: int = 50
     seed: int = 0
@@ -52,8 +52,9 @@ def run(out: Path, config: DemoConfig | None = None, device: str | None = None, 
         num_heads=config.num_heads, num_classes=10,
     ).to(device)  # fmt: skip
     options = TrainConfig(
-        config.steps, config.batch_size, config.lr, betas=(0.9, 0.99), warmup=config.warmup, ema=config.ema, seed=config.seed
-    )
+        config.steps, config.batch_size, config.lr, betas=(0.9, 0.99), warmup=config.warmup, ema=config.ema,
+        seed=config.seed,
+    )  # fmt: skip
     x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     result = train(model, create_diffusion(""), x, y, options, progress)
     save_model(result.ema, out / "model.safetensors")

@@ -47,5 +47,5 @@ def load_model(path: str | Path, device: str = "cpu") -> DiT:
     if HEADER not in header:
         raise ValueError(f"load_model: {path} holds no dit_fast configuration (header keys: {sorted(header)})")
     model = DiT(**json.loads(header[HEADER])).to(device)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)  # in the dtypes of the file
     return model.eval()

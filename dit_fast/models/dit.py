@@ -6,7 +6,7 @@ N batch, C channels, H W image, p patch, h w grid of patches, T = h*w tokens, D 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +107,8 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # a view: as a Linear of p*p*C inputs
         assert self.x_embedder.proj.bias is not None
         nn.init.zeros_(self.x_embedder.proj.bias)
-        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
+        for i in (0, 2):
+            nn.init.normal_(self.get_parameter(f"t_embedder.mlp.{i}.weight"), std=0.02)
         if self.y_embedder is not None:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         if self.conditioning == "adaln_zero":
@@ -134,7 +134,8 @@ class DiT(nn.Module):
         c_t = self.t_embedder(t)  # (N, D)
         c_y = self.y_embedder(y) if self.y_embedder is not None else None  # (N, D)
         c = c_t if c_y is None else c_t + c_y  # (N, D)
-        modulations = [block.modulation(c) for block in self.blocks]
+        blocks = cast("list[dnn.Block]", list(self.blocks))
+        modulations = [block.modulation(c) for block in blocks]
         last = self.final_layer.modulation(c)
 
         x = self.x_embedder(x, self.positions(grid))  # (N, T, D)
@@ -142,10 +143,10 @@ class DiT(nn.Module):
         if self.conditioning == "in_context":
             x = torch.cat([x, context.to(x.dtype)], dim=1)  # (N, T + S, D)
 
-        first = modulations[0][0] if self.blocks else last
+        first = modulations[0][0] if blocks else last
         h = ops.adaln(x, first.shift, first.scale)  # (N, T, D)
-        for i, block in enumerate(self.blocks):
-            after = modulations[i + 1][0] if i + 1 < len(self.blocks) else last
+        for i, block in enumerate(blocks):
+            after = modulations[i + 1][0] if i + 1 < len(blocks) else last
             x, h = self._run(block, x, h, modulations[i], after, context)
         return self.final_layer(h[:, : grid[0] * grid[1]], grid)  # (N, out_channels, H, W)
 

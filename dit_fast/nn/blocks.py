@@ -43,7 +43,7 @@ class Affine(nn.Module):
 
     def forward(self, c: Tensor) -> Modulation:
         one = self.weight.new_ones(1)
-        return Modulation(*(p.expand_as(c) for p in (self.bias, self.weight - 1, one)))
+        return Modulation(self.bias.expand_as(c), (self.weight - 1).expand_as(c), one.expand_as(c))
 
 
 class Block(nn.Module):
@@ -112,7 +112,7 @@ class AdaLNBlock(Block):
     def modulation(self, c: Tensor) -> list[Modulation]:
         m = self.adaLN_modulation(c).chunk(4, dim=1)  # views of one (N, 4D)
         one = c.new_ones(1).to(m[0].dtype).expand_as(m[0])
-        return [Modulation(*m[:2], one), Modulation(*m[2:], one)]
+        return [Modulation(m[0], m[1], one), Modulation(m[2], m[3], one)]
 
 
 class InContextBlock(Block):

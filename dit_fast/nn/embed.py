@@ -60,12 +60,12 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(
-            nn.Linear(frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        linears = nn.Linear(frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.mlp = nn.Sequential(linears[0], nn.SiLU(), linears[1])
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_features(t, self.frequencies).to(self.mlp[0].weight.dtype))
+        features = timestep_features(t, self.frequencies)  # float32
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from a trained model. N batch, C channels, H W image."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dit_fast.diffusion import create_diffusion
+from dit_fast.diffusion import create_diffusion, with_guidance
 from dit_fast.models import DiT
 
 
@@ -52,15 +53,15 @@ def sample(
         noise = torch.randn(
             (len(y), model.in_channels, height, width), device=labels.device, generator=generator
         )
-        options = {"clip_denoised": clip_denoised, "progress": progress, "generator": generator}
-        if cfg_scale == 1.0:
-            images.append(loop(model, noise.shape, noise, model_kwargs={"y": y}, **options))
-            continue
-        doubled = torch.cat([noise, noise])
-        y = torch.cat([y, torch.full_like(y, model.num_classes)])
-        kwargs = {"y": y, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels}
-        out = loop(model.forward_with_cfg, doubled.shape, doubled, model_kwargs=kwargs, **options)
-        images.append(out.chunk(2)[0])
+        predict: Callable[..., Tensor] = model
+        if cfg_scale != 1.0:
+            predict = with_guidance(model, cfg_scale, model.num_classes, cfg_channels)
+        images.append(
+            loop(
+                predict, noise.shape, noise, clip_denoised, model_kwargs={"y": y}, progress=progress,
+                generator=generator,
+            )
+        )  # fmt: skip
     return torch.cat(images)
 
 

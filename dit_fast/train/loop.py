@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    result = TrainResult(ema=averaged.module)
+    averaged.n_averaged += 1  # it holds the initial weights; at 0 its first update would replace them
+    result = TrainResult(ema=cast(DiT, averaged.module))
     batches = shuffled(len(images), config.batch_size, generator)
     model.train()
     start = time.perf_counter()

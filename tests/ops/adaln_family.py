@@ -36,6 +36,7 @@ def check_expanded_rows(function, given, rows, backend):
     """Rows that are one parameter expanded have a stride of 0; their gradient is the sum over the samples."""
     leaves = [given[name][0].clone().requires_grad_() for name in rows]
     given = {**given, **{name: leaf.expand_as(given[name]) for name, leaf in zip(rows, leaves, strict=True)}}
+    leaves += [tensor for name, tensor in given.items() if name not in rows]
     wanted, got = (outputs_and_gradients(function, given, b, leaves) for b in ("reference", backend))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b)

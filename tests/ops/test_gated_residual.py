@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dit_fast.ops import gated_residual, use_backend
+from dit_fast.ops._core import native
 from dit_fast.ops.gated_residual.autograd import OP
 
 from .adaln_family import (
@@ -71,6 +72,32 @@ def test_a_zero_gate_leaves_x_unchanged(backend):
     given["gate"] = torch.zeros_like(given["gate"])
     with use_backend(backend):
         assert torch.equal(gated_residual(**given), given["x"])
+
+
+@pytest.fixture(params=[*native.instruction_sets(), "triton"])
+def backend_by_instruction_set(request):
+    if request.param == "triton":
+        yield "triton"
+        return
+    before = native.instruction_set()
+    native.set_instruction_set(request.param)
+    yield "cpu"
+    native.set_instruction_set(before)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")  # numpy's
+@pytest.mark.parametrize("dtype,fraction_bits", [(torch.bfloat16, 7), (torch.float16, 10)])
+def test_ties_round_to_even(backend_by_instruction_set, dtype, fraction_bits):
+    """Every 16-bit number plus half a unit of its last place, infinities and NaN too: random data has no ties."""
+    pattern = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(1, 64, 1024)
+    x, y = (p.view(dtype) for p in (pattern, pattern & -(2**fraction_bits)))  # y is x's power of two
+    gate = torch.full((1, 1024), 2.0 ** -(fraction_bits + 1), dtype=dtype)
+    with use_backend(backend_by_instruction_set):
+        out = gated_residual(x, y, gate)
+    wanted = (x.float() + gate.float()[:, None] * y.float()).to(dtype)
+    assert torch.equal(out.isnan(), wanted.isnan())
+    known = ~wanted.isnan()
+    assert torch.equal(out[known].view(torch.int16), wanted[known].view(torch.int16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 """Argument checks of the public functions: a ValueError names the argument, what was expected and what came."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def check_same(op: str, tensors: dict[str, Tensor | None]) -> None:
             fail(op, name, f"{first.dtype} like `{first_name}`", tensor.dtype)
 
 
-def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Any, ...]:
     """Cast as autocast would cast the eager layers: norms and their neighbours to float32, `matmul`s to its dtype.
 
     Outside autocast (and in float64) nothing changes, and mixed dtypes are an error.

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The final layer: adaptive layer norm, a Linear to p*p*C features a token, and the tokens laid out as an image."""
 
-import torch
 from torch import Tensor
 
-from .._core import autocast, check_same, check_tensor, fail
+from .._core import autocast, check_same, check_tensor, fail, without_autocast
 from .autograd import OP
 from .reference import final_layer as reference
 
@@ -64,6 +63,6 @@ def final_layer(
     check_same(op, {"x": x, "shift": shift, "scale": scale, "weight": weight, "bias": bias})
     backend = OP.select(x, weight)
     if backend == "reference":
-        with torch.autocast(x.device.type, enabled=False):  # else linear would round what was just widened
+        with without_autocast(x.device.type):  # else linear would round what was just widened
             return reference(x, shift, scale, weight, bias, grid=grid, patch_size=p, eps=eps)
     return OP.forward(x, shift, scale, weight, bias, h, w, p, eps, backend)[0]

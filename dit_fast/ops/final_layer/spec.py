@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases, inputs and costs of `final_layer`. N batch, grid A x B, D width, P patch size, C channels, M modulated or not."""
+"""Cases, inputs and costs of `final_layer`. N batch, A x B patches, D width, P patch size, C channels, M modulated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,11 +48,13 @@ CASES = (
     _case(N=2, A=1, B=1, D=64, P=2, C=8),
     _case(N=3, A=1, B=7, D=72, P=2, C=8),
     _case(N=2, A=7, B=9, D=384, P=2, C=8),
+    _case(N=2, A=7, B=9, D=384, P=2, C=8, modulated=0),
     _case(N=2, A=16, B=16, D=64, P=2, C=8),
-    _case(N=2, A=2, B=3, D=768, P=8, C=8),  # 512 features
-    _case(N=2, A=3, B=2, D=1024, P=4, C=8),
-    _case(N=2, A=9, B=7, D=1152, P=2, C=8),
-    _case(N=2, A=7, B=9, D=1152, P=2, C=8, modulated=0),
+    _case(N=2, A=2, B=3, D=768, P=2, C=4),
+    _case(N=2, A=3, B=2, D=1024, P=2, C=8),
+    _case(N=2, A=7, B=3, D=1152, P=2, C=8),
+    _case(N=2, A=2, B=3, D=64, P=4, C=8),
+    _case(N=2, A=3, B=2, D=72, P=8, C=8),  # 512 features
     _case(N=2, A=5, B=1, D=71, P=3, C=3),
     _case(N=2, A=2, B=5, D=64, P=1, C=16),  # a patch is one pixel
     *(_case(layout, N=3, A=1, B=7, D=72, P=2, C=8) for layout in LAYOUTS[1:]),

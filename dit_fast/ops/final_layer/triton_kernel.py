@@ -11,9 +11,9 @@ one walk to the next. Forward: grid (N * tiles, O tiles): a walk for the mean, o
 dx, dshift, dscale: grid (N * tiles): a walk for the two means of a row and the tile's sums over tokens, written as
 partial (N, tiles, 2, D), and a walk for dx; dh is made in both, nothing of its size is stored.
 dweight, dbias: grid (splits, O tiles, D tiles): a program makes h again for the tiles of its split and writes partial
-sums (splits, O, D) and (splits, O). Partial sums are float32 and added in order afterwards (triton_common.py); tiles
-and splits depend on shapes only. h is rounded to the storage dtype before a product, as eager PyTorch rounds it; all
-else is float32. Saved for backward: x, shift, scale, weight, mean, rstd.
+sums (splits, O, D) and (splits, O). Partial sums are float32 and added in order afterwards (triton_common.py); tiles and
+splits depend on shapes only. h is rounded to the storage dtype before a product, as eager PyTorch rounds it; all else
+is float32. Saved for backward: x, shift, scale, weight, mean, rstd.
 """
 
 from typing import Any
@@ -26,7 +26,6 @@ from torch import Tensor
 from .._core.triton_common import finish_token_sums
 
 BLOCK_T = 32
-BLOCK_D = 128
 MAX_SPLITS = 32
 """Bounds the partial sums of dweight to 32 times its size."""
 
@@ -56,14 +55,14 @@ def _modulated(x, n, rows, mean, rstd, shift, scale, shift_stride, scale_stride,
 
 @triton.jit
 def _forward_kernel(
-    x, shift, scale, weight, bias, out, mean, rstd, T, D, O, C, P, height, width, tiles,
+    x, shift, scale, weight, bias, out, mean, rstd, T, D, features, C, P, height, width, tiles,
     shift_stride, scale_stride, eps,
     MODULATED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     n = (tl.program_id(0) // tiles).to(tl.int64)
     t = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    t_mask, o_mask = t < T, o < O
+    t_mask, o_mask = t < T, o < features
     rows = (n * T + t) * D
     m = tl.zeros((BLOCK_T,), tl.float32)
     r = tl.zeros((BLOCK_T,), tl.float32)
@@ -89,7 +88,7 @@ def _forward_kernel(
         column_mask = column < D
         mask = t_mask[:, None] & column_mask[None, :]
         if MODULATED:
-            xhat, a, h = _modulated(
+            _xhat, _a, h = _modulated(
                 x, n, rows, m, r, shift, scale, shift_stride, scale_stride, column, mask, column_mask
             )
             h = h.to(x.dtype.element_ty)
@@ -105,13 +104,13 @@ def _forward_kernel(
 
 
 @triton.jit
-def _dh(dout, corner, weight, column, t_mask, column_mask, D, O, C, P, height, width,
+def _dh(dout, corner, weight, column, t_mask, column_mask, D, features, C, P, height, width,
         BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr):  # fmt: skip
     """dy weight for a (BLOCK_T, BLOCK_D) tile, float32; rows and columns outside are zero."""
     dh = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
-    for first in range(0, O, BLOCK_O):
+    for first in range(0, features, BLOCK_O):
         o = first + tl.arange(0, BLOCK_O)
-        o_mask = o < O
+        o_mask = o < features
         dy = tl.load(
             dout + corner[:, None] + _pixel(o, height, width, P, C)[None, :],
             mask=t_mask[:, None] & o_mask[None, :], other=0.0,
@@ -125,7 +124,7 @@ def _dh(dout, corner, weight, column, t_mask, column_mask, D, O, C, P, height, w
 
 @triton.jit
 def _token_kernel(
-    dout, x, shift, scale, weight, mean, rstd, dx, partial, T, D, O, C, P, height, width, tiles,
+    dout, x, shift, scale, weight, mean, rstd, dx, partial, T, D, features, C, P, height, width, tiles,
     shift_stride, scale_stride,
     MODULATED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -147,10 +146,10 @@ def _token_kernel(
             column_mask = column < D
             mask = t_mask[:, None] & column_mask[None, :]
             dh = _dh(
-                dout, corner, weight, column, t_mask, column_mask, D, O, C, P, height, width,
+                dout, corner, weight, column, t_mask, column_mask, D, features, C, P, height, width,
                 BLOCK_T, BLOCK_D, BLOCK_O,
             )  # fmt: skip
-            xhat, a, h = _modulated(
+            xhat, a, _h = _modulated(
                 x, n, rows, m, r, shift, scale, shift_stride, scale_stride, column, mask, column_mask
             )
             mean_g += tl.sum(dh * a[None, :], 1)
@@ -163,11 +162,11 @@ def _token_kernel(
         column_mask = column < D
         mask = t_mask[:, None] & column_mask[None, :]
         value = _dh(
-            dout, corner, weight, column, t_mask, column_mask, D, O, C, P, height, width,
+            dout, corner, weight, column, t_mask, column_mask, D, features, C, P, height, width,
             BLOCK_T, BLOCK_D, BLOCK_O,
         )  # fmt: skip
         if MODULATED:
-            xhat, a, h = _modulated(
+            xhat, a, _h = _modulated(
                 x, n, rows, m, r, shift, scale, shift_stride, scale_stride, column, mask, column_mask
             )
             value = r[:, None] * (value * a[None, :] - mean_g[:, None] - xhat * mean_gx[:, None])
@@ -176,14 +175,14 @@ def _token_kernel(
 
 @triton.jit
 def _weight_kernel(
-    dout, x, shift, scale, mean, rstd, partial, bias_partial, T, D, O, C, P, height, width, tiles,
+    dout, x, shift, scale, mean, rstd, partial, bias_partial, T, D, features, C, P, height, width, tiles,
     items, items_a_split, shift_stride, scale_stride,
     MODULATED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     column = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_mask, column_mask = o < O, column < D
+    o_mask, column_mask = o < features, column < D
     pixel = _pixel(o, height, width, P, C)
     total = tl.zeros((BLOCK_O, BLOCK_D), tl.float32)
     bias_total = tl.zeros((BLOCK_O,), tl.float32)
@@ -196,7 +195,7 @@ def _weight_kernel(
         if MODULATED:
             m = tl.load(mean + n * T + t, mask=t_mask, other=0.0)
             r = tl.load(rstd + n * T + t, mask=t_mask, other=0.0)
-            xhat, a, h = _modulated(
+            _xhat, _a, h = _modulated(
                 x, n, rows, m, r, shift, scale, shift_stride, scale_stride, column, mask, column_mask
             )
             h = h.to(x.dtype.element_ty)
@@ -208,16 +207,16 @@ def _weight_kernel(
         )  # fmt: skip
         total = tl.dot(tl.trans(dy), h, total, input_precision="ieee")
         bias_total += tl.sum(dy.to(tl.float32), 0)
-    to = partial + (split * O + o)[:, None] * D + column[None, :]
+    to = partial + (split * features + o)[:, None] * D + column[None, :]
     tl.store(to, total, mask=o_mask[:, None] & column_mask[None, :])
     if tl.program_id(2) == 0:
-        tl.store(bias_partial + split * O + o, bias_total, mask=o_mask)
+        tl.store(bias_partial + split * features + o, bias_total, mask=o_mask)
 
 
 def _sizes(x: Tensor, weight: Tensor, height: int, width: int, patch: int) -> dict[str, int]:
     features, (_, t, d) = weight.shape[0], x.shape
     return {
-        "T": t, "D": d, "O": features, "C": features // (patch * patch), "P": patch,
+        "T": t, "D": d, "features": features, "C": features // (patch * patch), "P": patch,
         "height": height, "width": width, "tiles": triton.cdiv(t, BLOCK_T),
     }  # fmt: skip
 
@@ -230,10 +229,13 @@ def _modulation(x: Tensor, shift: Tensor | None, scale: Tensor | None) -> tuple[
     return {"shift": shift, "scale": scale}, {**strides, "MODULATED": True}
 
 
-def _config(features: int) -> dict[str, int]:
-    """tl.dot needs 16 features; more than 64 at a time only cost registers."""
+def _config(features: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tiles: tl.dot needs 16 features, more than 64 only cost registers; exact float32 products need more of them, so D
+    is halved there. 8 warps hold these tiles without spilling."""
     block = min(64, max(16, triton.next_power_of_2(features)))
-    return {"BLOCK_T": BLOCK_T, "BLOCK_D": BLOCK_D, "BLOCK_O": block}
+    return {
+        "BLOCK_T": BLOCK_T, "BLOCK_D": 64 if dtype == torch.float32 else 128, "BLOCK_O": block, "num_warps": 8,
+    }  # fmt: skip
 
 
 def forward(
@@ -247,12 +249,12 @@ def forward(
     patch: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, s, config = x.shape[0], _sizes(x, weight, height, width, patch), _config(weight.shape[0])
+    n, s, config = x.shape[0], _sizes(x, weight, height, width, patch), _config(weight.shape[0], x.dtype)
     tensors, modulation = _modulation(x, shift, scale)
     out = x.new_empty((n, s["C"], height * patch, width * patch))
     mean, rstd = (x.new_empty((n, s["T"]) if scale is not None else (0,), dtype=torch.float32) for _ in range(2))
     if out.numel():
-        _forward_kernel[(n * s["tiles"], triton.cdiv(s["O"], config["BLOCK_O"]))](
+        _forward_kernel[(n * s["tiles"], triton.cdiv(s["features"], config["BLOCK_O"]))](
             x, **tensors, weight=weight, bias=bias, out=out, mean=mean, rstd=rstd, **s, **modulation, eps=eps,
             **config,
         )  # fmt: skip
@@ -272,7 +274,7 @@ def backward(
     patch: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, d, features = x.shape[0], x.shape[2], weight.shape[0]
-    s, config = _sizes(x, weight, height, width, patch), _config(features)
+    s, config = _sizes(x, weight, height, width, patch), _config(features, x.dtype)
     tensors, modulation = _modulation(x, shift, scale)
     given = {"dout": dout, "x": x, **tensors, "mean": mean, "rstd": rstd, **s, **modulation, **config}
     items = n * s["tiles"]
@@ -284,7 +286,7 @@ def backward(
     bias_partial = x.new_empty((1, splits, 1, features), dtype=torch.float32)
     if items:
         _token_kernel[(items,)](**given, weight=weight, dx=dx, partial=partial)
-        _weight_kernel[(splits, triton.cdiv(features, config["BLOCK_O"]), triton.cdiv(d, BLOCK_D))](
+        _weight_kernel[(splits, triton.cdiv(features, config["BLOCK_O"]), triton.cdiv(d, config["BLOCK_D"]))](
             **given, partial=weight_partial, bias_partial=bias_partial, items=items, items_a_split=items_a_split
         )
     dshift, dscale = finish_token_sums(partial, x.dtype) if scale is not None else (x.new_empty((0,)) for _ in "ab")

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patch embedding: every p x p patch of an image through one Linear, plus its position embedding."""
 
-import torch
 from torch import Tensor
 
-from .._core import autocast, check_same, check_tensor, fail
+from .._core import autocast, check_same, check_tensor, fail, without_autocast
 from .autograd import OP
 from .reference import patch_embed as reference
 
@@ -45,6 +44,6 @@ def patch_embed(x: Tensor, weight: Tensor, bias: Tensor | None, pos: Tensor) -> 
     check_same("patch_embed", {"x": x, "weight": weight, "bias": bias, "pos": pos})
     backend = OP.select(x, weight, pos)
     if backend == "reference":
-        with torch.autocast(x.device.type, enabled=False):  # else conv2d would round what was just widened
+        with without_autocast(x.device.type):  # else conv2d would round what was just widened
             return reference(x, weight, bias, pos)
     return OP.forward(x, weight, bias, pos, backend)

@@ -43,8 +43,10 @@ CASES = (
     _case(N=3, C=4, H=2, W=14, P=2, D=72),  # T = 7
     _case(N=2, C=4, H=14, W=18, P=2, D=384),  # T = 63
     _case(N=2, C=4, H=32, W=32, P=2, D=64),  # T = 256
-    _case(N=2, C=4, H=8, W=12, P=4, D=1024),
-    _case(N=2, C=3, H=24, W=8, P=8, D=768, bias=0),  # 192 pixels a patch
+    _case(N=2, C=4, H=4, W=6, P=2, D=768, bias=0),
+    _case(N=2, C=4, H=4, W=6, P=2, D=1024),
+    _case(N=2, C=4, H=8, W=12, P=4, D=64),
+    _case(N=2, C=3, H=24, W=16, P=8, D=72),  # 192 pixels a patch
     _case(N=2, C=1, H=3, W=7, P=1, D=1152),  # a patch is one pixel
     _case(N=2, C=16, H=6, W=9, P=3, D=71),  # an odd patch, an odd width
     *(_case(layout, N=3, C=4, H=2, W=14, P=2, D=72) for layout in LAYOUTS[1:]),

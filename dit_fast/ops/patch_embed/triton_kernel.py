@@ -21,14 +21,17 @@ from torch import Tensor
 from .._core.triton_common import finish_token_sums
 
 BLOCK_T = 64
-BLOCK_D = 128
 MAX_SPLITS = 32
 """Bounds the partial sums of dweight to 32 times its size."""
 
 
-def pixel_block(k: int) -> int:
-    """Pixels of a patch in one step: tl.dot needs 16, and more than 64 only cost registers."""
-    return min(64, max(16, triton.next_power_of_2(k)))
+def _config(k: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tiles: tl.dot needs 16 pixels of a patch, more than 64 only cost registers; exact float32 products need more of
+    them, so D is halved there. 8 warps hold these tiles without spilling."""
+    block_k = min(64, max(16, triton.next_power_of_2(k)))
+    return {
+        "BLOCK_T": BLOCK_T, "BLOCK_D": 64 if dtype == torch.float32 else 128, "BLOCK_K": block_k, "num_warps": 8,
+    }  # fmt: skip
 
 
 @triton.jit
@@ -150,29 +153,26 @@ def _sizes(x: Tensor, weight: Tensor) -> dict[str, int]:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, pos: Tensor) -> Tensor:
     s = _sizes(x, weight)
+    config = _config(s["K"], x.dtype)
     out = x.new_empty((x.shape[0], s["T"], s["D"]))
     if out.numel():
-        grid = (triton.cdiv(s["tokens"], BLOCK_T), triton.cdiv(s["D"], BLOCK_D))
-        _forward_kernel[grid](
-            x, weight, weight if bias is None else bias, pos, out, **s,
-            HAS_BIAS=bias is not None, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, BLOCK_K=pixel_block(s["K"]),
-        )  # fmt: skip
+        grid = (triton.cdiv(s["tokens"], BLOCK_T), triton.cdiv(s["D"], config["BLOCK_D"]))
+        given = weight if bias is None else bias
+        _forward_kernel[grid](x, weight, given, pos, out, **s, HAS_BIAS=bias is not None, **config)
     return out
 
 
 def _weight_gradient(dout: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     s = _sizes(x, weight)
-    d, k, block_k = s["D"], s["K"], pixel_block(s["K"])
+    d, k, config = s["D"], s["K"], _config(s["K"], x.dtype)
     tiles = triton.cdiv(s["tokens"], BLOCK_T)
     tiles_a_split = max(2, triton.cdiv(tiles, MAX_SPLITS))
     splits = triton.cdiv(tiles, tiles_a_split)
     partial = x.new_empty((1, splits, 1, d * k), dtype=torch.float32)
     bias_partial = x.new_empty((1, splits, 1, d), dtype=torch.float32)
     if splits:
-        _weight_kernel[(splits, triton.cdiv(k, block_k), triton.cdiv(d, BLOCK_D))](
-            dout, x, partial, bias_partial, **s, tiles=tiles_a_split,
-            BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, BLOCK_K=block_k,
-        )  # fmt: skip
+        grid = (splits, triton.cdiv(k, config["BLOCK_K"]), triton.cdiv(d, config["BLOCK_D"]))
+        _weight_kernel[grid](dout, x, partial, bias_partial, **s, tiles=tiles_a_split, **config)
     (dweight,), (dbias,) = (finish_token_sums(p, x.dtype) for p in (partial, bias_partial))
     return dweight.view(weight.shape), dbias.view(d)
 
@@ -181,15 +181,13 @@ def backward(
     dout: Tensor, x: Tensor, weight: Tensor, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     s = _sizes(x, weight)
-    nothing = x.new_empty((0,))
-    dx, dweight, dbias, dpos = nothing, nothing.clone(), nothing.clone(), nothing.clone()
+    config = _config(s["K"], x.dtype)
+    dx, dweight, dbias, dpos = (x.new_empty((0,)) for _ in range(4))
     if needed[0]:
-        dx, block_k = torch.empty_like(x), pixel_block(s["K"])
+        dx = torch.empty_like(x)
         if dx.numel():
-            grid = (triton.cdiv(s["tokens"], BLOCK_T), triton.cdiv(s["K"], block_k))
-            _image_kernel[grid](
-                dout, weight, dx, **s, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, BLOCK_K=block_k
-            )
+            grid = (triton.cdiv(s["tokens"], BLOCK_T), triton.cdiv(s["K"], config["BLOCK_K"]))
+            _image_kernel[grid](dout, weight, dx, **s, **config)
     if needed[1] or needed[2]:
         both = _weight_gradient(dout, x, weight)
         dweight = both[0] if needed[1] else dweight
