@@ -75,7 +75,12 @@ class Op:
         self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
         self.forward = self._define(name, forward, fake, "forward")
         self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
-        torch.library.register_autograd(f"dit_fast::{name}", gradient, setup_context=save, lib=LIBRARY)
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)  # no zeros for the saved outputs, or for a result nobody used
+            save(ctx, inputs, output)
+
+        torch.library.register_autograd(f"dit_fast::{name}", gradient, setup_context=setup, lib=LIBRARY)
         torch.library.register_autograd(f"dit_fast::{name}_backward", self._no_double_backward, lib=LIBRARY)
         OPS[name] = self
 

@@ -44,7 +44,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _, y, gate, _, scale, _, ctx.backend = inputs
     x_new, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x_new, y, gate, scale, mean, rstd)
 
 
