@@ -52,7 +52,7 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]
     with use_backend(context):
         outputs = function(**{**inputs, **leaves})
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    cotangents = [torch.randn_like(o) for o in outputs]
+    cotangents = [torch.randn(o.shape, dtype=o.dtype, device=o.device) for o in outputs]
     wanted = [leaves[k] for k in spec.gradients if k in leaves]
 
     def backward() -> object:

@@ -19,7 +19,7 @@ def params():
                 yield pytest.param(spec, backend, dtype, id=f"{name}-{backend}-{str(dtype).removeprefix('torch.')}")
 
 
-@pytest.mark.parametrize("spec,backend,dtype", params())
+@pytest.mark.parametrize("spec,backend,dtype", list(params()))
 def test_forward_and_gradients(spec, backend, dtype):
     for case in spec.cases:
         for row in check_case(spec, backend, dtype, case):

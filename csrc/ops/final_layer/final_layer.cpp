@@ -69,8 +69,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& s
   return {out, mean, rstd};
 }
 
-// At most 32 groups, so that their partial sums stay small beside x, and at least 3 pieces in each.
-int64_t group_count(int64_t pieces) { return std::min<int64_t>((pieces + 2) / 3, 32); }
+// At most 32 groups, so that their partial sums stay small beside x, and at least 96 tokens in each.
+int64_t group_count(int64_t pieces, int64_t tokens) {
+  return std::min({pieces, (tokens + 2 * kFinalPiece - 1) / (2 * kFinalPiece), int64_t(32)});
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& x,
                                                             const MaybeTensor& shift, const MaybeTensor& scale,
@@ -85,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, 
   if (m.given) check_dense(mean, {n, t}, ScalarType::Float, op, "mean");
   if (m.given) check_dense(rstd, {n, t}, ScalarType::Float, op, "rstd");
   const Dtype dtype = dtype_of(x, op);
-  const int64_t pieces = (t + kFinalPiece - 1) / kFinalPiece, groups = group_count(n * pieces);
+  const int64_t pieces = (t + kFinalPiece - 1) / kFinalPiece, groups = group_count(n * pieces, n * t);
   const std::vector<int64_t> rows = m.given ? std::vector<int64_t>{n, d} : std::vector<int64_t>{0};
   Tensor dx = empty(x, {n, t, d}), dshift = empty(x, rows), dscale = empty(x, rows);
   Tensor dweight = empty(x, {features, d}), dbias = empty(x, {features});
@@ -100,8 +102,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, 
                                 groups, grid, dtype};
   parallel(groups, 1, args, final_layer_backward);
   if (m.given) {
-    const TokenSums sums{token_sums.const_data_ptr<float>(), {dshift.mutable_data_ptr(), dscale.mutable_data_ptr(), nullptr},
-                         2, pieces, d, dtype};
+    const TokenSums sums{token_sums.const_data_ptr<float>(),
+                         {dshift.mutable_data_ptr(), dscale.mutable_data_ptr(), nullptr}, 2, pieces, d, dtype};
     parallel(n, 1, sums, finish_token_sums);
   }
   const TokenSums weights{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, 1, groups, d, dtype};
@@ -116,11 +118,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
   m.def(
-      "final_layer(Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int height, int width, int patch,"
-      " float eps) -> (Tensor, Tensor, Tensor)");
+      "final_layer(Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int height, int width,"
+      " int patch, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "final_layer_backward(Tensor dout, Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor mean, Tensor rstd,"
-      " int height, int width, int patch) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "final_layer_backward(Tensor dout, Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor mean,"
+      " Tensor rstd, int height, int width, int patch) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {

@@ -6,9 +6,10 @@
 // Forward: h of 6 tokens is made in a float32 buffer and multiplied by the panels of weight^T (tile.h); y goes from
 // registers to the image. A weight too large for the cache is swept once for 24 tokens.
 // Backward: the tokens of a sample are cut into pieces of kFinalPiece. A piece gathers dy, makes dh tile by tile (6 or
-// 24 rows), from it dx and the piece's sums for dshift and dscale, and keeps h, (48, D) floats, for dweight += dy^T h.
-// Sums of dweight and dbias belong to a group of consecutive pieces and are added in order of groups at the end; pieces
-// and groups depend on shapes only. All arithmetic float32; each result is rounded once.
+// 24 rows), from it dx and the piece's sums for dshift and dscale, and leaves dy and h in a room of kFinalPiece rows.
+// When the next piece would not fit (short samples share a room), the room's dweight += dy^T h and dbias += dy are
+// taken. These sums belong to a group of consecutive pieces and are added in order of groups at the end; pieces and
+// groups depend on shapes only. All arithmetic float32; each result is rounded once.
 #include "ops/final_layer/final_layer_cpu.h"
 
 #include <vector>
@@ -48,27 +49,28 @@ void modulated_rows(const FinalLayerForward& a, int64_t first, int64_t count, fl
   }
 }
 
-// What the backward of a piece works in.
+// What the backward of a group works in. dy's features past O are zero; its last rows let a tile end past the others.
 struct Room {
-  int64_t features, stride;        // O, and O rounded up to whole tiles
+  int64_t features, stride;  // O, and O rounded up to whole tiles
   std::vector<int64_t> offsets;
-  std::vector<float> dy, dh, h;    // (kFinalPiece, stride); (tiles a sweep * 6, padded D); (kFinalPiece, padded D)
+  std::vector<float> dy;  // (kFinalPiece + kTileRows, stride)
+  std::vector<float> h;   // (kFinalPiece, padded D)
   int64_t sweep_tiles;
+  std::vector<float> dh;  // (sweep_tiles * kTileRows, padded D)
+  int64_t filled = 0;     // rows of dy and h
 
   explicit Room(const FinalLayerBackward& a)
       : features(a.grid.pixels()), stride(tile_count(features) * kTileRows), offsets(a.grid.offsets(true)),
-        dy(kFinalPiece * stride), h(kFinalPiece * padded(a.dim)), sweep_tiles(tiles_per_sweep(features, a.dim)) {
-    dh.resize(sweep_tiles * kTileRows * padded(a.dim));
-  }
+        dy((kFinalPiece + kTileRows) * stride), h(kFinalPiece * padded(a.dim)),
+        sweep_tiles(tiles_per_sweep(features, a.dim)), dh(sweep_tiles * kTileRows * padded(a.dim)) {}
 };
 
-// dy of `count` tokens from the image. Rows past `count` and features past O are zero.
+// dy of `count` tokens from the image, behind the rows filled already.
 template <class T>
 void gather_dy(const FinalLayerBackward& a, Room& room, int64_t first, int64_t count) {
-  std::fill(room.dy.begin(), room.dy.end(), 0.f);
   for (int64_t t = 0; t < count; ++t) {
     const T* corner = static_cast<const T*>(a.dout) + a.grid.corner(first + t);
-    float* row = &room.dy[t * room.stride];
+    float* row = &room.dy[(room.filled + t) * room.stride];
     for (int64_t o = 0; o < room.features; ++o) row[o] = to_f32(corner[room.offsets[o]]);
   }
 }
@@ -101,8 +103,8 @@ void token_gradients(const FinalLayerBackward& a, Room& room, int64_t first, int
     for (int64_t d0 = 0; d0 < d; d0 += kTileCols)
       for (int64_t i = tile; i < last; ++i) {
         Tile c = {};
-        multiply(c, &room.dy[i * kTileRows * room.stride], room.stride, 1, a.panels + d0 * room.features, kTileCols,
-                 room.features);
+        multiply(c, &room.dy[(room.filled + i * kTileRows) * room.stride], room.stride, 1,
+                 a.panels + d0 * room.features, kTileCols, room.features);
         for (int64_t r = 0; r < kTileRows; ++r) {
           float* row = &room.dh[((i - tile) * kTileRows + r) * ld + d0];
           store(row, c.v[r][0]);
@@ -110,17 +112,17 @@ void token_gradients(const FinalLayerBackward& a, Room& room, int64_t first, int
         }
       }
     for (int64_t t = tile * kTileRows; t < std::min(last * kTileRows, count); ++t)
-      token_gradient<T>(a, first + t, &room.dh[(t - tile * kTileRows) * ld], &room.h[t * ld], sums);
+      token_gradient<T>(a, first + t, &room.dh[(t - tile * kTileRows) * ld], &room.h[(room.filled + t) * ld], sums);
   }
 }
 
-// The group's rows of weight_sums (O, groups, D) += dy^T h, or = for the group's first piece.
-void add_weight_sums(const FinalLayerBackward& a, const Room& room, int64_t group, int64_t count, bool fresh) {
+// The group's rows of weight_sums (O, groups, D) += dy^T h, or = if they are fresh.
+void add_weight_sums(const FinalLayerBackward& a, const Room& room, int64_t group, bool fresh) {
   const int64_t d = a.dim, ld = padded(d);
   for (int64_t d0 = 0; d0 < d; d0 += kTileCols)
     for (int64_t o0 = 0; o0 < room.features; o0 += kTileRows) {
       Tile c = {};
-      multiply(c, &room.dy[o0], 1, room.stride, &room.h[d0], ld, count);
+      multiply(c, &room.dy[o0], 1, room.stride, &room.h[d0], ld, room.filled);
       tile_columns(d0, d, [&](int64_t v, int64_t column, auto lanes) {
         for (int64_t r = 0; r < std::min(kTileRows, room.features - o0); ++r) {
           float* sum = a.weight_sums + ((o0 + r) * a.groups + group) * d + column;
@@ -131,8 +133,8 @@ void add_weight_sums(const FinalLayerBackward& a, const Room& room, int64_t grou
 }
 
 // bias_sums += sum over tokens of dy, which is folded in halves and so used up.
-void add_bias_sums(Room& room, int64_t count, float* bias_sums) {
-  for (; count > 1; count -= count / 2)
+void add_bias_sums(Room& room, float* bias_sums) {
+  for (int64_t count = room.filled; count > 1; count -= count / 2)
     for (int64_t t = 0; t < count / 2; ++t) {
       float *to = &room.dy[t * room.stride], *from = &room.dy[(count - 1 - t) * room.stride];
       for (int64_t o = 0; o < room.features; ++o) to[o] += from[o];
@@ -178,15 +180,23 @@ void final_layer_backward(const FinalLayerBackward& a, int64_t begin, int64_t en
     for (int64_t group = begin; group < end; ++group) {
       float* bias_sums = a.bias_sums + group * room.features;
       std::fill(bias_sums, bias_sums + room.features, 0.f);
+      bool fresh = true;
+      const auto empty_room = [&] {
+        add_weight_sums(a, room, group, fresh);
+        add_bias_sums(room, bias_sums);
+        fresh = false;
+        room.filled = 0;
+      };
       const int64_t start = group * all / a.groups, stop = (group + 1) * all / a.groups;
       for (int64_t item = start; item < stop; ++item) {
         const int64_t n = item / a.pieces, from = item % a.pieces * kFinalPiece;
         const int64_t first = n * tokens + from, count = std::min(kFinalPiece, tokens - from);
+        if (room.filled + count > kFinalPiece) empty_room();
         gather_dy<T>(a, room, first, count);
         token_gradients<T>(a, room, first, count, a.token_sums + item * 2 * a.dim);
-        add_weight_sums(a, room, group, count, item == start);
-        add_bias_sums(room, count, bias_sums);
+        room.filled += count;
       }
+      empty_room();
     }
   });
 }

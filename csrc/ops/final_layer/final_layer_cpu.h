@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU kernels of final_layer. x, dx (N, T, D); shift, scale (N, D) with row strides, or null: then h = x; weight (O, D),
-// O = p*p*C; bias (O,); out, dout (N, C, h*p, w*p); mean, rstd (N, T) float32.
+// CPU kernels of final_layer. x, dx (N, T, D); shift, scale (N, D) with row strides, or null: then h = x; weight
+// (O, D), O = p*p*C; bias (O,); out, dout (N, C, h*p, w*p); mean, rstd (N, T) float32.
 #pragma once
 #include <algorithm>
 
@@ -11,7 +11,7 @@
 
 namespace dit {
 
-constexpr int64_t kFinalPiece = 48;  // tokens of one sample whose h is held at a time in the backward
+constexpr int64_t kFinalPiece = 48;  // most tokens whose h is held at a time in the backward
 static_assert(kFinalPiece % kTileRows == 0, "a piece is made of whole tiles");
 
 struct FinalLayerForward {

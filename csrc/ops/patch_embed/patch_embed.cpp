@@ -78,7 +78,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Te
   const int64_t d = problem.dim, n = problem.batch, t = problem.grid.tokens(), p = problem.grid.patch;
   check_dense(dout, {n, t, d}, x.scalar_type(), op, "dout");
   STD_TORCH_CHECK(needed.size() == 4, op, ": `needed` must have 4 elements, got ", needed.size());
-  const auto make = [&](size_t i, std::vector<int64_t> sizes) { return empty(x, needed[i] ? sizes : std::vector<int64_t>{0}); };
+  const auto make = [&](size_t i, std::vector<int64_t> sizes) {
+    return empty(x, needed[i] ? sizes : std::vector<int64_t>{0});
+  };
   Tensor dx = make(0, {n, x.size(1), x.size(2), x.size(3)}), dweight = make(1, {d, x.size(1), p, p});
   Tensor dbias = make(2, {d}), dpos = make(3, {t, d});
   const Dtype dtype = dtype_of(x, op);

@@ -11,9 +11,9 @@ one walk to the next. Forward: grid (N * tiles, O tiles): a walk for the mean, o
 dx, dshift, dscale: grid (N * tiles): a walk for the two means of a row and the tile's sums over tokens, written as
 partial (N, tiles, 2, D), and a walk for dx; dh is made in both, nothing of its size is stored.
 dweight, dbias: grid (splits, O tiles, D tiles): a program makes h again for the tiles of its split and writes partial
-sums (splits, O, D) and (splits, O). Partial sums are float32 and added in order afterwards (triton_common.py); tiles and
-splits depend on shapes only. h is rounded to the storage dtype before a product, as eager PyTorch rounds it; all else
-is float32. Saved for backward: x, shift, scale, weight, mean, rstd.
+sums (splits, O, D) and (splits, O). Partial sums are float32 and added in order afterwards (triton_common.py); tiles
+and splits depend on shapes only. h is rounded to the storage dtype before a product, as eager PyTorch rounds it; all
+else is float32. Saved for backward: x, shift, scale, weight, mean, rstd.
 """
 
 from typing import Any
@@ -231,7 +231,7 @@ def _modulation(x: Tensor, shift: Tensor | None, scale: Tensor | None) -> tuple[
 
 def _config(features: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles: tl.dot needs 16 features, more than 64 only cost registers; exact float32 products need more of them, so D
-    is halved there. 8 warps hold these tiles without spilling."""
+    is halved there. 8 warps hold these tiles in registers."""
     block = min(64, max(16, triton.next_power_of_2(features)))
     return {
         "BLOCK_T": BLOCK_T, "BLOCK_D": 64 if dtype == torch.float32 else 128, "BLOCK_O": block, "num_warps": 8,

@@ -27,7 +27,7 @@ MAX_SPLITS = 32
 
 def _config(k: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles: tl.dot needs 16 pixels of a patch, more than 64 only cost registers; exact float32 products need more of
-    them, so D is halved there. 8 warps hold these tiles without spilling."""
+    them, so D is halved there. 8 warps hold these tiles in registers."""
     block_k = min(64, max(16, triton.next_power_of_2(k)))
     return {
         "BLOCK_T": BLOCK_T, "BLOCK_D": 64 if dtype == torch.float32 else 128, "BLOCK_K": block_k, "num_warps": 8,
