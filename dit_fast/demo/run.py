@@ -22,7 +22,7 @@ from .quality import Judge, digits, halves
 class DemoConfig:
     """What `make demo` runs; tests run the same with fewer steps and images."""
 
-    steps: int = 1300
+    steps: int = 1500
     batch_size: int = 128
     lr: float = 3e-3
     warmup: int = 100

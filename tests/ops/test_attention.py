@@ -210,7 +210,6 @@ def test_head_widths_beyond_the_kernels(dh):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_compiles_without_a_graph_break(backend, packed):
-    torch._dynamo.reset()
     given = {name: normal(2, t, 2, 64, seed=i) for i, (name, t) in enumerate(zip("qkv", (7, 5, 5), strict=True))}
     given = {"q": normal(2, 7, 3, 2, 64)} if packed else given
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")

@@ -44,6 +44,19 @@ def test_tile_borders(backend, rows):
         assert compare(got[key], eager[key], exact[key], torch.bfloat16)[2] <= 1.0, key
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_partial_sum_of_many_rows(monkeypatch, parts):
+    """Beyond 32 * PARTS rows a program of the Triton backward walks over several tiles, the last one ragged."""
+    from dit_fast.ops.linear_gelu import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "PARTS", parts)
+    given = inputs(135, dtype=torch.float32)
+    with use_backend("triton"), poisoned():
+        got = run(linear_gelu, given, NAMES, torch.float32)
+    for key, value in run(reference, given, NAMES, torch.float32).items():
+        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_gelu_over_its_whole_range(backend, dtype):

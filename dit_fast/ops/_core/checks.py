@@ -17,12 +17,12 @@ def check_tensor(op: str, argument: str, value: object, shape: tuple[int | str, 
     if not isinstance(value, Tensor):
         fail(op, argument, "a tensor", type(value).__name__)
         return
-    wanted = f"of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-    if value.dim() != len(shape):
+    fits = value.dim() == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:  # the text is made here only: sizes may be symbols while a graph is traced
+        wanted = f"of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
         fail(op, argument, wanted, f"shape {tuple(value.shape)}")
-    for size, want in zip(value.shape, shape, strict=True):
-        if not isinstance(want, str) and size != want:
-            fail(op, argument, wanted, f"shape {tuple(value.shape)}")
     if not value.is_floating_point():
         fail(op, argument, "floating point", value.dtype)
 

@@ -22,8 +22,8 @@ def cases() -> tuple[Case, ...]:
     packed = [
         _case(N=2, T=1, H=2, Dh=64),
         _case(N=3, T=7, H=2, Dh=72),
-        _case(N=2, T=63, H=3, Dh=64),
-        _case(N=2, T=256, H=1, Dh=72),
+        _case(N=2, T=63, H=2, Dh=72),
+        _case(N=2, T=256, H=1, Dh=64),
         _case(N=2, T=17, H=3, Dh=8),
         _case(N=2, T=65, H=1, Dh=104),
         _case(N=2, T=33, H=1, Dh=128),

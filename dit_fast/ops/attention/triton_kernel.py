@@ -212,10 +212,9 @@ def _dkdv_kernel(
         dv1 = tl.zeros((BLOCK_N, D1), tl.float32)
     for start in range(0, Tq, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
-        # An lse of +inf makes P 0 in the rows beyond Tq.
-        row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=float("inf")) * LOG2E
+        row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
         row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
-        row_norm = tl.load(norm + item * Tq + rows, mask=rows < Tq, other=0.0)
+        row_norm = tl.load(norm + item * Tq + rows, mask=rows < Tq, other=0.0)  # so P is 0 beyond Tq
         q0 = _load(q, rows, qt, Tq, 0, D0, DH)
         do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
         dp = _dot(v0, do0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
