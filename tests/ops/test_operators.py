@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every operator owes torch: opcheck, one graph under torch.compile, uncopied views, an honest choice of backend."""
+"""What every operator owes torch: opcheck, one compiled graph, uncopied views, an honest choice of backend."""
 
 import logging
 
