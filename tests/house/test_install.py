@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from dit_fast.cli.info import markdown_table
+from dit_fast.ops._core import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,17 @@ def test_without_a_compiler_it_installs_and_runs_and_says_so(tmp_path):
     assert "torch.Size([1, 8, 4, 4])" in run.stdout and "running on the Python backends" in run.stdout
     assert "adaln on cpu: backend reference; not cpu (the native library is not built" in run.stderr  # said, once
     assert "adaln: backend 'cpu' cannot run here: the native library is not built" in run.stdout
+
+
+def test_the_native_library_stays_on_the_stable_abi():
+    """No C++ symbol of torch and no libpython: one file for every torch >= 2.11 and every Python."""
+    names = subprocess.run(["nm", "-D", "--undefined-only", native.LIBRARY], capture_output=True, text=True, check=True)
+    symbols = {line.split()[-1] for line in names.stdout.splitlines()}
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    assert not [symbol for symbol in symbols if re.search(r"^_Z\w*?(3c10|2at|5torch)", symbol)]
+    dynamic = subprocess.run(["readelf", "-d", native.LIBRARY], capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"NEEDED.*\[(\w+)", dynamic))
+    assert "libtorch" in needed and not needed & {"libpython3", "libtorch_python", "libtorch_cpu", "libc10"}
 
 
 def test_the_readme_table_is_generated_from_the_specs():
