@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -46,6 +47,10 @@ def load_model(path: str | Path, device: str = "cpu") -> DiT:
         raise ValueError(f"load_model: {path} is not a whole safetensors file: {error}") from error
     if HEADER not in header:
         raise ValueError(f"load_model: {path} holds no dit_fast configuration (header keys: {sorted(header)})")
-    model = DiT(**json.loads(header[HEADER])).to(device)
-    model.load_state_dict(weights, assign=True)  # in the dtypes of the file
+    try:
+        with torch.device("meta"):
+            model = DiT(**json.loads(header[HEADER]))
+        model.load_state_dict(weights, assign=True)  # in the dtypes of the file
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"load_model: the weights of {path} do not fit its configuration: {error}") from error
     return model.eval()

@@ -10,7 +10,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dit_fast import nn as dnn
 from dit_fast import ops
@@ -59,7 +58,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {
-            "input_size": input_size,
+            "input_size": list(_pair(input_size)),
             "patch_size": patch_size,
             "in_channels": in_channels,
             "hidden_size": hidden_size,
@@ -73,7 +72,7 @@ class DiT(nn.Module):
         }
         if conditioning not in CONDITIONING:
             raise ValueError(f"DiT: `conditioning` must be one of {[*CONDITIONING]}, got {conditioning!r}")
-        if hidden_size % num_heads or hidden_size % 4:
+        if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise ValueError(
                 f"DiT: `hidden_size` must be a multiple of num_heads ({num_heads}) and of 4, got {hidden_size}"
             )
@@ -188,7 +187,7 @@ class DiT(nn.Module):
 
     def _run(self, block: nn.Module, *arguments: object) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
+            return ops.checkpoint(block, *arguments)
         return block(*arguments)
 
     def _grid_of(self, height: int, width: int) -> tuple[int, int]:
@@ -210,6 +209,8 @@ class DiT(nn.Module):
         elif y is None or y.shape != x.shape[:1]:
             got = None if y is None else tuple(y.shape)
             raise ValueError(f"DiT: `y` must be labels of shape ({len(x)},) like the batch, got {got}")
+        elif y.is_floating_point():
+            raise ValueError(f"DiT: `y` must hold integer labels, got {y.dtype}")
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

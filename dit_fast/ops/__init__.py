@@ -2,8 +2,9 @@
 """The ops of a DiT. Each is one function with one specification and several kernels (see `ops/_core/op.py`)."""
 
 import importlib
+import logging
 
-from ._core import BACKENDS, BackendUnavailable, Spec, current_backend, use_backend
+from ._core import BACKENDS, BackendUnavailable, Spec, checkpoint, current_backend, native, use_backend
 from .adaln import adaln
 from .attention import attention
 from .final_layer import final_layer
@@ -20,6 +21,7 @@ __all__ = [
     "BackendUnavailable",
     "adaln",
     "attention",
+    "checkpoint",
     "current_backend",
     "final_layer",
     "gated_residual",
@@ -29,6 +31,9 @@ __all__ = [
     "specs",
     "use_backend",
 ]
+
+if native.MISSING:  # said here too, since a compiled graph logs nothing
+    logging.getLogger("dit_fast").warning("no C++ kernels: %s", native.MISSING)
 
 
 def specs() -> dict[str, Spec]:

@@ -11,7 +11,7 @@ from dit_fast.diffusion import create_diffusion, with_guidance
 from dit_fast.models import DiT
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: DiT,
     labels: Tensor,
@@ -42,20 +42,27 @@ def sample(
     """
     if sampler not in ("ddpm", "ddim"):
         raise ValueError(f"sample: `sampler` must be 'ddpm' or 'ddim', got {sampler!r}")
-    if cfg_scale != 1.0 and (model.y_embedder is None or model.y_embedder.dropout_prob == 0):
+    if model.y_embedder is None:
+        raise ValueError("sample: `model` must have labels, this one is unconditional; use p_sample_loop directly")
+    if cfg_scale != 1.0 and model.y_embedder.dropout_prob == 0:
         raise ValueError("sample: `cfg_scale` must be 1: the model has no null label to guide away from")
     diffusion = create_diffusion(str(steps), learn_sigma=model.learn_sigma)
     loop = diffusion.ddim_sample_loop if sampler == "ddim" else diffusion.p_sample_loop
     generator = torch.Generator(device=labels.device).manual_seed(seed)
     height, width = (size * model.patch_size for size in model.grid)
+    dtype = model.x_embedder.proj.weight.dtype
+
+    def in_own_dtype(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return model(x.to(dtype), t, y)  # the chain itself stays float32
+
     images = []
     for y in labels.split(batch_size):
         noise = torch.randn(
             (len(y), model.in_channels, height, width), device=labels.device, generator=generator
         )
-        predict: Callable[..., Tensor] = model
+        predict: Callable[..., Tensor] = in_own_dtype
         if cfg_scale != 1.0:
-            predict = with_guidance(model, cfg_scale, model.num_classes, cfg_channels)
+            predict = with_guidance(in_own_dtype, cfg_scale, model.num_classes, cfg_channels)
         images.append(
             loop(
                 predict, noise.shape, noise, clip_denoised, model_kwargs={"y": y}, progress=progress,

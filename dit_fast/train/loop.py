@@ -97,7 +97,7 @@ def train(
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 0 at the last step."""
+    """Linear warm-up, then half a cosine, 0 after the last step."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)

@@ -2,6 +2,7 @@
 """The command as a person types it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dit_fast.cli import main
 from dit_fast.models import DiT, save_model
+from dit_fast.ops import NAMES
 from dit_fast.parity import enliven
 
 
@@ -26,8 +28,10 @@ def test_parity_passes_and_writes_what_it_compared(tmp_path, capsys):
 
 def test_parity_of_the_model_and_a_backend_that_cannot_run(capsys):
     assert main(["parity", "--op", "model", "--backend", "cpu", "--dtype", "float32"]) == 0
-    assert main(["parity", "--op", "adaln", "--backend", "cuda", "--dtype", "float32"]) == 0
-    assert "n/a: adaln: backend 'cuda' cannot run here: tensors are on cpu" in capsys.readouterr().out
+    for op in ("adaln", "model"):
+        assert main(["parity", "--op", op, "--backend", "cuda", "--dtype", "float32"]) == 1  # nothing was compared
+        out = capsys.readouterr().out
+        assert "backend 'cuda' cannot run here: tensors are on cpu" in out and "0 tensors compared" in out
     assert main(["parity", "--op", "softmax"]) == 2
     assert "`--op` must be one of" in capsys.readouterr().err
 
@@ -43,9 +47,12 @@ def test_parity_fails_when_a_kernel_is_wrong(monkeypatch, capsys):
 
 
 def test_info_says_what_runs_and_why_not():
-    done = subprocess.run([sys.executable, "-m", "dit_fast", "info"], capture_output=True, text=True, check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "dit_fast", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "native library: _native.so, instruction set" in done.stdout
-    assert "triton     no: tensors are on cpu; Triton needs a GPU" in done.stdout or "cuda" in done.stdout
+    assert done.stdout.count("triton     no: tensors are on cpu; Triton needs a GPU") == len(NAMES)
+    assert done.stdout.count("cpu        runs") == len(NAMES)
 
 
 @pytest.mark.parametrize("channels,mode", [(1, "L"), (3, "RGB")])
@@ -72,3 +79,13 @@ def test_sample_says_what_is_wrong(tmp_path, capsys):
     assert "`--classes` must be from 0 to 2, got 3" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "m.safetensors")]) == 2
     assert "must have 1 or 3 channels" in capsys.readouterr().err
+
+
+def test_sample_takes_half_precision_and_refuses_a_model_without_labels(tmp_path, capsys):
+    shape = dict(input_size=4, in_channels=1, hidden_size=64, depth=1, num_heads=1)
+    save_model(enliven(DiT(**shape, num_classes=2)).bfloat16(), tmp_path / "half.safetensors")
+    out = str(tmp_path / "s.png")
+    assert main(["sample", str(tmp_path / "half.safetensors"), "--steps", "2", "--out", out]) == 0
+    save_model(DiT(**shape, num_classes=0), tmp_path / "free.safetensors")
+    assert main(["sample", str(tmp_path / "free.safetensors"), "--out", out]) == 2
+    assert "`model` must have labels" in capsys.readouterr().err

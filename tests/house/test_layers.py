@@ -86,10 +86,11 @@ def test_environment_variables_are_few_and_read_in_one_place():
     assert {a or b for a, b in reads.findall((PACKAGE / "env.py").read_text())} == ENVIRONMENT
     assert len(ENVIRONMENT) <= 5
     for path in SOURCES:
-        text = path.read_text()
-        if path.name != "env.py":
-            assert "getenv" not in text and "environ.get" not in text, path
-            assert set(re.findall(r"environ\[[\"'](\w+)[\"']\] =", text)) <= ENVIRONMENT, path
+        uses = [line.strip() for line in path.read_text().splitlines() if re.search(r"\b(environ|getenv)\b", line)]
+        if path == PACKAGE / "cli" / "parity.py":  # sets Triton's own variable, reads none
+            assert all(line.startswith('os.environ["TRITON_INTERPRET"] = "1"') for line in uses)
+        elif path != PACKAGE / "env.py":
+            assert not uses, path
 
 
 def test_models_and_layers_know_no_backend_and_no_device():
@@ -110,7 +111,7 @@ def test_options_of_the_command():
 
 
 def test_every_source_names_its_licence_and_fits_in_the_head():
-    limits = {".py": 450, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
+    limits = {".py": 400, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
     tops = ("dit_fast", "csrc", "tests", "benchmarks")
     for path in [p for top in tops for p in (ROOT / top).rglob("*") if p.suffix in limits]:
         lines = path.read_text().splitlines()

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dit_fast.models import CONDITIONING, DiT, DiT_models, count_macs
 from dit_fast.nn import sincos_2d, timestep_features
+from dit_fast.ops import use_backend
 
 from .live import batch, live_model
 
@@ -154,6 +155,18 @@ def test_gradient_checkpointing_changes_no_gradient(design):
         assert torch.equal(recomputed[key], value), key
 
 
+def test_recomputation_uses_the_backend_of_its_forward():
+    def gradient(checkpointing):
+        model = live_model(class_dropout_prob=0.0).train()
+        model.enable_gradient_checkpointing(checkpointing)
+        with use_backend("reference"):
+            loss = model(*batch(model)).square().sum()
+        loss.backward()  # outside: `auto` would choose other kernels
+        return model.blocks[0].attn.qkv.weight.grad
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
 def test_labels_are_dropped_in_training_only():
     model = live_model(class_dropout_prob=0.5)
     labels = torch.zeros(4000, dtype=torch.long)
@@ -191,6 +204,7 @@ def test_errors_say_what_was_expected_and_what_came():
         ((x, t[:2], y), r"`t` must have shape \(3,\) like the batch, got \(2,\)"),
         ((x, t, y[:2]), r"`y` must be labels of shape \(3,\) like the batch, got \(2,\)"),
         ((x, t), "`y` must be labels .* got None"),
+        ((x, t, y.float()), r"`y` must hold integer labels, got torch\.float32"),
     ]:
         with pytest.raises(ValueError, match=message):
             model(*arguments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every op is built from. Nothing here knows a particular op."""
 
-from .backends import BACKENDS, BackendUnavailable, current_backend, use_backend
+from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend, use_backend
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
 from .op import KERNEL_DTYPES, OPS, Backend, Op
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases
@@ -21,6 +21,7 @@ __all__ = [
     "autocast",
     "check_same",
     "check_tensor",
+    "checkpoint",
     "current_backend",
     "fail",
     "relayout",

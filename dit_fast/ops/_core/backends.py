@@ -2,7 +2,13 @@
 """Which kernel runs: the process default, the `use_backend` context and what `auto` prefers."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from dit_fast import env
 
@@ -29,9 +35,10 @@ class use_backend:
 
     Args:
         name: "reference" (plain PyTorch), "cpu" (C++), "triton", "cuda", the name of a registered backend, or
-            "auto" (by device and measured preference; each choice is logged once to the logger `dit_fast`).
+            "auto" (by device, see PREFERENCE; each choice is logged once to the logger `dit_fast`).
 
-    An explicit backend runs or raises `BackendUnavailable` with its reason; it never falls back.
+    An explicit backend runs or raises `BackendUnavailable` with its reason; it never falls back. The choice is the
+    process's, not a thread's.
 
     >>> use_backend("reference")          # from now on
     >>> with use_backend("triton"):       # here only
@@ -55,6 +62,21 @@ class use_backend:
         _current = self.previous
 
 
+def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`torch.utils.checkpoint`, whose recomputation in the backward pass uses the backend of its forward."""
+    asked = current_backend()
+
+    @contextmanager
+    def same_backend() -> Iterator[None]:
+        with use_backend(asked):
+            yield
+
+    if torch.compiler.is_compiling():  # the choice is a constant of the graph
+        return recomputed(function, *arguments, use_reentrant=False)
+    contexts = nullcontext(), same_backend()
+    return recomputed(function, *arguments, use_reentrant=False, context_fn=lambda: contexts)
+
+
 def current_backend() -> str:
     """The backend asked for at this point: a name or "auto"."""
     return _current
@@ -75,4 +97,6 @@ def announce(op: str, device: str, choice: str, passed_over: list[str]) -> None:
     log.log(level, "%s on %s: backend %s%s", op, device, choice, reasons)
 
 
+if env.DEFAULT_BACKEND not in _names:
+    raise ValueError(f"the variable DIT_FAST_BACKEND must be one of {sorted(_names)}, got {env.DEFAULT_BACKEND!r}")
 use_backend(env.DEFAULT_BACKEND)

@@ -17,6 +17,7 @@ one of 1 (chunk views of one modulation tensor, unbound views of one qkv tensor)
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from dit_fast import env
 
 from . import native, triton_interpreter
 from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, announce, current_backend
-from .triton_support import TRITON_MISSING, triton_why_not
+from .triton_support import triton_why_not
 
 LIBRARY = torch.library.Library("dit_fast", "DEF")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -94,7 +95,9 @@ class Op:
             prepared = [
                 _dense(a, k) if isinstance(a, Tensor) else a for a, k in zip(tensors, keep[:-1], strict=True)
             ]
-            return getattr(self._backend(backend), direction)(*prepared)
+            first = next(a for a in prepared if isinstance(a, Tensor))
+            with torch.cuda.device_of(first) if first.is_cuda else nullcontext():  # Triton launches on the current one
+                return getattr(self._backend(backend), direction)(*prepared)
 
         def run_fake(*arguments: Any) -> Any:
             return fake(*arguments[:-1])
@@ -115,7 +118,7 @@ class Op:
         backward: Callable[..., Any],
         why_not: Callable[[Sequence[Tensor]], str | None] = lambda tensors: None,
     ) -> None:
-        """Add a kernel pair under `name`; `use_backend(name)`, parity and benchmarks then know it.
+        """Add a kernel pair under `name`; `use_backend(name)` and `dit_fast.parity.check_case` then know it.
 
         `forward` and `backward` have the arguments and results of `self.forward` and `self.backward` less
         `backend`; `why_not(tensors)` says why it cannot run on them, or None.
@@ -201,6 +204,3 @@ def _dense(tensor: Tensor, strided: bool) -> Tensor:
     if not strided:
         return tensor.contiguous()
     return tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous()
-
-
-__all__ = ["KERNEL_DTYPES", "OPS", "TRITON_MISSING", "Backend", "Op"]
