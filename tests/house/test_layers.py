@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
-    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "models": 3, "parity": 4, "train": 4, "sample": 4, "demo": 5, "cli": 6,
+    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "models": 3, "parity": 4, "train": 4, "sample": 4, "demo": 5,
+    "kernels": 5, "cli": 6,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
@@ -23,7 +24,7 @@ any model and imports torch only."""
 ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
 
 OPTIONS = {
-    "info": {"--markdown"},
+    "info": {"--markdown", "--kernels"},
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
