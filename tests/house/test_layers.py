@@ -111,6 +111,16 @@ def test_options_of_the_command():
     assert found == OPTIONS
 
 
+def test_assembly_is_in_the_wrapper_headers_only():
+    """PTX has one home, where each wrapper has a C++ twin that runs on a CPU; kernels call wrappers."""
+    csrc = ROOT / "csrc"
+    homes = {*csrc.glob("common/cuda/ptx*.cuh"), csrc / "host_exec" / "context.h"}  # context.h switches CPU stacks
+    assembly = re.compile(r"\b(?:asm|__asm|__asm__)\b\s*(?:volatile|__volatile__|goto|inline)?\s*[({]")
+    for path in [p for p in csrc.rglob("*") if p.is_file() and p not in homes]:
+        found = assembly.search(path.read_text())
+        assert not found, f"{path}: {found[0]}"
+
+
 def test_every_source_names_its_licence_and_fits_in_the_head():
     limits = {".py": 400, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
     tops = ("dit_fast", "csrc", "tests", "benchmarks")
