@@ -3,10 +3,12 @@
 // every op that has CUDA kernels under torch.ops.dit_fast_host_exec, on CPU tensors; import torch first.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include <stdexcept>
+#include <algorithm>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "host_exec/sanitizers.h"
 #include "host_exec/selftest.h"
@@ -38,10 +40,31 @@ std::string order() {
   return "";
 }
 
-Array row_sums(const Array& x) {
-  Array out(x.shape(0));
-  selftest::row_sums(x.data(), out.mutable_data(), x.shape(0), x.shape(1));
+selftest::Bug find_bug(const std::string& wanted) {
+  for (auto [bug, name] : selftest::kBugs)
+    if (wanted == name) return bug;
+  throw py::value_error("bug: expected one of bugs(), got " + wanted);
+}
+
+std::vector<std::string> bugs() {
+  std::vector<std::string> names;
+  for (auto [bug, name] : selftest::kBugs) names.emplace_back(name);
+  return names;
+}
+
+Array to_array(const std::vector<float>& values, std::vector<py::ssize_t> shape) {
+  Array out(shape);
+  std::copy(values.begin(), values.end(), out.mutable_data());
   return out;
+}
+
+Array row_sums(const Array& x, const std::string& bug) {
+  return to_array(selftest::row_sums(find_bug(bug), x.data(), x.shape(0), x.shape(1)), {x.shape(0)});
+}
+
+Array gemm(const Array& a, const Array& b, const std::string& bug) {
+  return to_array(selftest::gemm(find_bug(bug), a.data(), b.data(), a.shape(0), b.shape(0), a.shape(1)),
+                  {a.shape(0), b.shape(0)});
 }
 
 }  // namespace
@@ -53,5 +76,7 @@ PYBIND11_MODULE(_host_exec, m) {
   m.def("order", &order);
   m.def("set_compute_capability", [](int value) { settings.compute_capability = value; });
   m.def("sanitizer", &sanitizers::name);
-  m.def("row_sums", &row_sums);
+  m.def("bugs", &bugs);
+  m.def("row_sums", &row_sums, py::arg("x"), py::arg("bug") = "none");
+  m.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("bug") = "none");
 }
