@@ -6,10 +6,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "host_exec/probes.h"
 #include "host_exec/sanitizers.h"
 #include "host_exec/selftest.h"
 #include "host_exec/settings.h"
@@ -17,6 +20,9 @@
 namespace py = pybind11;
 
 namespace host_exec {
+
+const char* last_message();  // launch_on_cpu.h, which brings CUDA's words with it
+
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
@@ -67,6 +73,32 @@ Array gemm(const Array& a, const Array& b, const std::string& bug) {
                   {a.shape(0), b.shape(0)});
 }
 
+std::vector<std::string> probes() {
+  std::vector<std::string> names;
+  for (int i = 0; dit_probe_name(i); ++i) names.emplace_back(dit_probe_name(i));
+  return names;
+}
+
+std::pair<size_t, size_t> probe_sizes(const std::string& name) {
+  size_t in = 0, out = 0;
+  if (!dit_probe_sizes(name.c_str(), &in, &out)) throw py::value_error("name: expected one of probes(), got " + name);
+  return {in, out};
+}
+
+py::bytes probe(const std::string& name, const std::string& in) {
+  const auto [in_bytes, out_bytes] = probe_sizes(name);
+  if (in.size() != in_bytes)
+    throw py::value_error("input: expected " + std::to_string(in_bytes) + " bytes, got " + std::to_string(in.size()));
+  struct alignas(16) Sixteen {
+    char bytes[16];
+  };
+  std::vector<Sixteen> input((in_bytes + 15) / 16), output((out_bytes + 15) / 16);
+  std::memcpy(input.data(), in.data(), in_bytes);
+  if (dit_probe(name.c_str(), input.data(), output.data(), nullptr) != cudaSuccess)
+    throw std::runtime_error(last_message());
+  return py::bytes(reinterpret_cast<const char*>(output.data()), out_bytes);
+}
+
 }  // namespace
 }  // namespace host_exec
 
@@ -78,5 +110,8 @@ PYBIND11_MODULE(_host_exec, m) {
   m.def("sanitizer", &sanitizers::name);
   m.def("bugs", &bugs);
   m.def("row_sums", &row_sums, py::arg("x"), py::arg("bug") = "none");
+  m.def("probes", &probes);
+  m.def("probe_sizes", &probe_sizes, "the bytes it reads and writes", py::arg("name"));
+  m.def("probe", &probe, py::arg("name"), py::arg("input"));
   m.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("bug") = "none");
 }

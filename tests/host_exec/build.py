@@ -57,10 +57,8 @@ def run_sanitized(sanitizer: str, *arguments: str, timeout: float = 600) -> subp
     """`python *arguments` with the sanitizer's runtime loaded. A finding makes the exit status nonzero."""
     compiler = shutil.which("g++")
     assert compiler, "the sanitized builds were made with g++, which is gone"
-    paths = [
-        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in RUNTIMES[sanitizer]
-    ]
+    asked = [[compiler, f"-print-file-name={name}"] for name in RUNTIMES[sanitizer]]
+    paths = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in asked]
     env = {**os.environ, **OPTIONS[sanitizer], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # ThreadSanitizer maps fixed addresses, which a randomised layout may occupy.
     command = ["setarch", "-R"] if sanitizer == "thread" else []

@@ -54,7 +54,7 @@ def outcome(module, bug: str, kernel: str) -> str:
 
 
 def in_a_fork(module, bug: str, kernel: str) -> str:
-    """AddressSanitizer ends the process at its first finding, so each bug gets one that starts with everything loaded."""
+    """AddressSanitizer ends the process at its first finding, so each bug gets one, which has everything loaded."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
