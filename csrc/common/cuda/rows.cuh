@@ -4,7 +4,7 @@
 // A thread owns one 16-byte vector of a row, the same columns for every token it meets: shift, scale and gate stay in
 // its registers, and sums over tokens never leave them. `lanes` threads, a multiple of 16, make a row; `groups` rows
 // lie side by side in a block of (lanes, groups) threads. A block walks one chunk of the tokens of one sample, kTokens
-// rows a thread at a time, so that many loads are in flight and one barrier serves them all.
+// rows a thread at a time (tuning.h), so that many loads are in flight and one barrier serves them all.
 //
 //   grid (N * chunks), chunk c of sample n at block n * chunks + c
 //   pass p, slot r: token chunk * c + (p * kTokens + r) * groups + threadIdx.y
@@ -20,6 +20,7 @@
 
 #include "common/cuda/dispatch.h"
 #include "common/cuda/launch.h"
+#include "common/cuda/tuning.h"
 #include "common/cuda/vec.cuh"
 
 namespace dit {
@@ -35,6 +36,10 @@ struct Rows {
   static constexpr int kMaxThreads = kDim == 0 ? 768 : kLanes * kGroups;
   static constexpr int kMinBlocks = kDim == 0 ? 1 : 2;  // on a multiprocessor: one loads while the other computes
   static constexpr int kHalfWarps = kMaxThreads / 16;
+
+  // Rows a thread holds at once: one where blocks may be so large that registers are short.
+  template <int kTuned>
+  static constexpr int kTokens = kDim == 0 ? 1 : kTuned;
 
   static dim3 block(int64_t dim) {
     if (kDim != 0) return dim3(kLanes, kGroups);

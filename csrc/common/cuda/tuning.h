@@ -1,18 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is chosen per architecture, offline: nothing is tuned at a user's first call.
+// What the AdaLN family chooses per architecture, offline (benchmarks/tune.py): nothing is tuned at a user's first call.
 #pragma once
 
 namespace dit {
 
 struct Tuning {
-  int blocks;  // blocks of the AdaLN family that fill the GPU: two on each multiprocessor
+  int blocks;         // that fill the GPU
+  int norm_forward;   // tokens a thread holds at once: forward of adaln and gated_residual_adaln
+  int norm_backward;  // and their backward
+  int gate;           // gated_residual, both ways
 };
 
-// No GPU has been at hand to measure these: they are the multiprocessors of A100, H100/H200 and B200.
+// No GPU has been at hand to measure these. `blocks` is two on each multiprocessor of A100, H100/H200 and B200; the
+// tokens are the most that leave registers for two blocks without a spill.
 constexpr Tuning tuning(int compute_capability) {
-  if (compute_capability >= 100) return {2 * 148};
-  if (compute_capability >= 90) return {2 * 132};
-  return {2 * 108};
+#if defined(DIT_TUNING)
+  return compute_capability ? Tuning{DIT_TUNING} : Tuning{};
+#else
+  if (compute_capability >= 100) return {2 * 148, 4, 2, 4};
+  if (compute_capability >= 90) return {2 * 132, 4, 2, 4};
+  return {2 * 108, 4, 2, 4};
+#endif
 }
+
+// Of the architecture that a kernel is being compiled for.
+#if defined(__CUDA_ARCH__)
+constexpr Tuning kTuning = tuning(__CUDA_ARCH__ / 10);
+#else
+constexpr Tuning kTuning = tuning(80);
+#endif
 
 }  // namespace dit

@@ -13,10 +13,11 @@
 
 namespace dit {
 
-template <class R, int kTokens>
+template <class R>
 __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
     gated_residual_forward_kernel(GatedResidualForward a, int64_t chunk, int64_t chunks) {
   using T = typename R::T;
+  constexpr int kTokens = R::template kTokens<kTuning.gate>;
   const Place<R> at(a.dim);
   const Chunk mine(chunk, chunks, a.tokens);
   const Vec<T> gate = at.modulation(a.gate, mine.sample, a.gate_stride);
@@ -36,10 +37,11 @@ __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
   }
 }
 
-template <class R, int kTokens>
+template <class R>
 __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
     gated_residual_backward_kernel(GatedResidualBackward a) {
   using T = typename R::T;
+  constexpr int kTokens = R::template kTokens<kTuning.gate>;
   __shared__ GroupRoom<R> ends;
   const Place<R> at(a.dim);
   const Chunk mine(a.chunk, a.chunks, a.tokens);

@@ -17,10 +17,11 @@
 
 namespace dit {
 
-template <class R, int kTokens>
+template <class R>
 __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
     gated_residual_adaln_forward_kernel(GatedResidualAdalnForward a, int64_t chunk, int64_t chunks) {
   using T = typename R::T;
+  constexpr int kTokens = R::template kTokens<kTuning.norm_forward>;
   __shared__ NormRoom<R, kTokens> room;
   const Place<R> at(a.dim);
   const Chunk mine(chunk, chunks, a.tokens);
@@ -56,10 +57,11 @@ __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
   }
 }
 
-template <class R, int kTokens>
+template <class R>
 __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
     gated_residual_adaln_backward_kernel(GatedResidualAdalnBackward a) {
   using T = typename R::T;
+  constexpr int kTokens = R::template kTokens<kTuning.norm_backward>;
   __shared__ SumRoom<2 * kTokens, R::kHalfWarps> room;
   __shared__ GroupRoom<R> ends;
   const Place<R> at(a.dim);
