@@ -36,10 +36,10 @@ class Row:
     ratio_to_eager: float
 
 
-def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]:
-    """A forward without gradients, and a backward alone (its forward is run once)."""
+def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, ...]:
+    """A forward without gradients, and a backward alone (its forward is run once) where the op has one."""
     reference = backend in ("eager", "compile")
-    function = spec.reference if reference else spec.function
+    function = spec.timed.get(backend if reference else "kernel", spec.reference if reference else spec.function)
     if backend == "compile":
         function = torch.compile(function, fullgraph=True, dynamic=False)
     context = "reference" if reference else backend
@@ -49,6 +49,8 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]
         with use_backend(context), torch.no_grad():
             return function(**inputs)
 
+    if not spec.gradients:
+        return (forward,)
     with use_backend(context):
         outputs = function(**{**inputs, **leaves})
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -91,10 +93,10 @@ def bench(spec: Spec, case: Case, dtype: torch.dtype, backends: list[str], devic
                 raise RuntimeError(f"not timed: {row}")
     inputs = spec.make(case, dtype, device)
     names = [*backends, "eager", "compile"]
-    pairs = {name: steps(spec, inputs, name) for name in names}
+    made = {name: steps(spec, inputs, name) for name in names}
     cost = spec.cost(case.dims, dtype.itemsize)
-    for i, direction in enumerate(("forward", "backward")):
-        times = time_alternating({name: pair[i] for name, pair in pairs.items()}, rounds, device)
+    for i, direction in enumerate(("forward", "backward") if spec.gradients else ("forward",)):
+        times = time_alternating({name: functions[i] for name, functions in made.items()}, rounds, device)
         moved = cost.forward_bytes if direction == "forward" else cost.backward_bytes
         eager = median(times["eager"])
         for name, values in times.items():

@@ -9,7 +9,7 @@ import torch
 import dit_fast
 from dit_fast.kernels import ptx_architectures, read_library, table, triton_kernels
 from dit_fast.ops import BACKENDS, NAMES, specs
-from dit_fast.ops._core import native
+from dit_fast.ops._core import native, tensors_in
 from dit_fast.ops._core.triton_support import TRITON_MISSING
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"native library: {native.LIBRARY.name}, instruction set {native.instruction_set()}"
               f" of {', '.join(native.instruction_sets())}")  # fmt: skip
     for name, spec in specs().items():
-        tensors = [v for v in spec.make(spec.cases[0], torch.float32, device).values() if isinstance(v, torch.Tensor)]
+        tensors = list(tensors_in(list(spec.make(spec.cases[0], torch.float32, device).values())))
         print(f"\n{name}")
         for backend in spec.op.names():
             reason = spec.op.why_not(backend, tensors)
@@ -71,11 +71,12 @@ def markdown_table() -> str:
     """Which kernels each op has, from the specs; no matter what this machine can run."""
     lines = ["| op | " + " | ".join(BACKENDS) + " |", "|---" * (len(BACKENDS) + 1) + "|"]
     for name, spec in specs().items():
+        kernels = "forward, backward" if spec.op.backward else "in place"
         cells = {
             "reference": "PyTorch, any device",
             "cpu": "C++" if spec.op.cpu_module is None else "PyTorch's own",
-            "triton": "forward, backward",
-            "cuda": "forward, backward" if "cuda" in spec.op.native else "",
+            "triton": kernels,
+            "cuda": kernels if "cuda" in spec.op.native else "",
         }
         lines.append(f"| `{name}` | " + " | ".join(cells[b] for b in BACKENDS) + " |")
     return "\n".join(lines)
