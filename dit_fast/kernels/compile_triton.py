@@ -35,6 +35,7 @@ ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
 CASES = {
     "attention": ("N2-T256-H1-Dh64", "N2-T33-H1-Dh128"),
     "final_layer": ("N2-A7-B9-D384-P2-C8-modulated-before", "N2-A2-B3-D64-P4-C8"),
+    "patch_embed": ("N2-C4-H8-W12-P4-D64",),
 }
 """Beside XL/2's, for ops whose kernels take long to compile; of other ops all cases are."""
 

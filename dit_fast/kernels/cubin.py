@@ -61,7 +61,8 @@ def read_library(path: Path) -> list[Kernel]:
         )
         if done.returncode and "does not contain device code" not in done.stdout + done.stderr:
             raise RuntimeError(f"cuobjdump cannot read {path}: {done.stdout}{done.stderr}")
-        return read_cubins(sorted(Path(folder).glob("*.cubin")))
+        kernels = read_cubins(sorted(Path(folder).glob("*.cubin")))
+    return sorted(kernels, key=lambda kernel: (kernel.name, int(re.sub(r"\D", "", kernel.arch))))
 
 
 def ptx_architectures(path: Path) -> set[str]:
