@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "common/cpu/token_sums.h"
+#include "common/token_sums.h"
 
 #include "common/cpu/vec.h"
 

@@ -2,10 +2,10 @@
 //   h  = xhat * (1 + scale) + shift,            xhat = (x - mean) * rstd
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),   g = dh * (1 + scale)
 // A token's row is read from memory once and stays in cache for the passes after the first. All arithmetic float32.
-#include "ops/adaln/adaln_cpu.h"
+#include "ops/adaln/adaln.h"
 
 #include "common/cpu/layernorm.h"
-#include "common/cpu/token_sums.h"
+#include "common/token_sums.h"
 
 namespace dit::DIT_ISA {
 
@@ -33,8 +33,8 @@ void adaln_backward(const AdalnBackward& a, int64_t begin, int64_t end) {
       const T* scale = static_cast<const T*>(a.scale) + n * a.scale_stride;
       float *dshift = a.partial + item * 2 * d, *dscale = dshift + d;
       std::fill(dshift, dshift + 2 * d, 0.f);
-      const int64_t last = std::min((chunk + 1) * kChunk, a.tokens);
-      for (int64_t t = chunk * kChunk; t < last; ++t) {
+      const int64_t last = std::min((chunk + 1) * a.chunk, a.tokens);
+      for (int64_t t = chunk * a.chunk; t < last; ++t) {
         const int64_t r = n * a.tokens + t;
         const T *dh = static_cast<const T*>(a.dh) + r * d, *x = static_cast<const T*>(a.x) + r * d;
         T* dx = static_cast<T*>(a.dx) + r * d;

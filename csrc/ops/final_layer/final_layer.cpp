@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // final_layer: schema, checks and CPU launch. Formulas in final_layer_cpu.cpp and dit_fast/ops/final_layer/autograd.py.
-#include "ops/final_layer/final_layer_cpu.h"
+#include "ops/final_layer/final_layer.h"
 
 #include <optional>
 
-#include "common/cpu/token_sums.h"
+#include "common/token_sums.h"
 #include "common/stable.h"
 
 namespace dit {
@@ -103,12 +103,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, 
   parallel(groups, 1, args, final_layer_backward);
   if (m.given) {
     const TokenSums sums{token_sums.const_data_ptr<float>(),
-                         {dshift.mutable_data_ptr(), dscale.mutable_data_ptr(), nullptr}, 2, pieces, d, dtype};
+                         {dshift.mutable_data_ptr(), dscale.mutable_data_ptr()}, n, 2, pieces, d, dtype};
     parallel(n, 1, sums, finish_token_sums);
   }
-  const TokenSums weights{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, 1, groups, d, dtype};
+  const TokenSums weights{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, features, 1, groups, d,
+                          dtype};
   parallel(features, 1, weights, finish_token_sums);
-  const TokenSums biases{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, groups, features, dtype};
+  const TokenSums biases{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, groups, features,
+                         dtype};
   parallel(1, 1, biases, finish_token_sums);
   return {dx, dshift, dscale, dweight, dbias};
 }

@@ -10,7 +10,7 @@
 // When the next piece would not fit (short samples share a room), the room's dweight += dy^T h and dbias += dy are
 // taken. These sums belong to a group of consecutive pieces and are added in order of groups at the end; pieces and
 // groups depend on shapes only. All arithmetic float32; each result is rounded once.
-#include "ops/final_layer/final_layer_cpu.h"
+#include "ops/final_layer/final_layer.h"
 
 #include <vector>
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //   out = x + gate * y;   dy = dout * gate,   dgate = sum_T(dout * y)
 // One pass over the tokens each way; all arithmetic float32. Saved for backward: y, gate.
-#include "ops/gated_residual/gated_residual_cpu.h"
+#include "ops/gated_residual/gated_residual.h"
 
-#include "common/cpu/token_sums.h"
+#include "common/token_sums.h"
 #include "common/cpu/vec.h"
 
 namespace dit::DIT_ISA {
@@ -31,8 +31,8 @@ void gated_residual_backward(const GatedResidualBackward& a, int64_t begin, int6
       const T* gate = static_cast<const T*>(a.gate) + n * a.gate_stride;
       float* dgate = a.partial + item * d;
       std::fill(dgate, dgate + d, 0.f);
-      const int64_t last = std::min((chunk + 1) * kChunk, a.tokens);
-      for (int64_t t = chunk * kChunk; t < last; ++t) {
+      const int64_t last = std::min((chunk + 1) * a.chunk, a.tokens);
+      for (int64_t t = chunk * a.chunk; t < last; ++t) {
         const int64_t r = n * a.tokens + t;
         const T *dout = static_cast<const T*>(a.dout) + r * d, *y = static_cast<const T*>(a.y) + r * d;
         T* dy = static_cast<T*>(a.dy) + r * d;

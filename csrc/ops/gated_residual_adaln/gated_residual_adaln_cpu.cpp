@@ -4,10 +4,10 @@
 //   dgate = sum_T(dx * y),   dshift = sum_T(dh),   dscale = sum_T(dh * xhat)
 // A token's rows are read from memory once and stay in cache for the passes after the first. All arithmetic float32;
 // dy and dgate take dx before it is rounded. Saved for backward: x_new, y, gate, scale, mean, rstd.
-#include "ops/gated_residual_adaln/gated_residual_adaln_cpu.h"
+#include "ops/gated_residual_adaln/gated_residual_adaln.h"
 
 #include "common/cpu/layernorm.h"
-#include "common/cpu/token_sums.h"
+#include "common/token_sums.h"
 
 namespace dit::DIT_ISA {
 
@@ -43,8 +43,8 @@ void gated_residual_adaln_backward(const GatedResidualAdalnBackward& a, int64_t 
       const T* scale = static_cast<const T*>(a.scale) + n * a.scale_stride;
       float *dgate = a.partial + item * 3 * d, *dshift = dgate + d, *dscale = dshift + d;
       std::fill(dgate, dgate + 3 * d, 0.f);
-      const int64_t last = std::min((chunk + 1) * kChunk, a.tokens);
-      for (int64_t t = chunk * kChunk; t < last; ++t) {
+      const int64_t last = std::min((chunk + 1) * a.chunk, a.tokens);
+      for (int64_t t = chunk * a.chunk; t < last; ++t) {
         const int64_t r = n * a.tokens + t;
         const T *dh = static_cast<const T*>(a.dh) + r * d, *x_new = static_cast<const T*>(a.x_new) + r * d;
         const T* y = static_cast<const T*>(a.y) + r * d;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // patch_embed: schema, checks and CPU launch. Formulas in patch_embed_cpu.cpp and dit_fast/ops/patch_embed/autograd.py.
-#include "ops/patch_embed/patch_embed_cpu.h"
+#include "ops/patch_embed/patch_embed.h"
 
 #include <optional>
 

@@ -8,7 +8,7 @@
 // dweight: a chunk walks its tokens in blocks; patches (64, K + 1), whose last feature is 1 and so sums dbias, times a
 // panel of dout in float32 are added to the chunk's own partial sums, and the chunks are added in order at the end.
 // The number of chunks depends on shapes only. All arithmetic float32; each result is rounded once.
-#include "ops/patch_embed/patch_embed_cpu.h"
+#include "ops/patch_embed/patch_embed.h"
 
 #include <vector>
 

@@ -3,6 +3,7 @@
 
 from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend, use_backend
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
+from .cuda_limits import row_limits
 from .op import KERNEL_DTYPES, OPS, Backend, Op, tensors_in
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases, twin
 
@@ -25,6 +26,7 @@ __all__ = [
     "current_backend",
     "fail",
     "relayout",
+    "row_limits",
     "tensors_in",
     "token_cases",
     "twin",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import Op
+from .._core import Op, row_limits
 
 
 def _fake(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,4 +47,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     strided=("shift", "scale"),
+    limits=row_limits,
 )

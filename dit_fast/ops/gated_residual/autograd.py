@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._core import Op
+from .._core import Op, row_limits
 
 
 def _fake(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -40,4 +40,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     strided=("gate",),
+    limits=row_limits,
 )

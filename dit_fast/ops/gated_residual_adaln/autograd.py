@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import Op
+from .._core import Op, row_limits
 
 
 def _fake(
@@ -65,4 +65,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     strided=("gate", "shift", "scale"),
+    limits=row_limits,
 )

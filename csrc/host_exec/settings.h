@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a test chooses before it launches a kernel. Process state, set through the Python module.
+#pragma once
+#include <cstdint>
+
+namespace host_exec {
+
+// Which of the threads that can run goes next. A correct kernel gives the same result under every order.
+enum class Order { ascending, descending, random };
+
+struct Settings {
+  Order order = Order::ascending;
+  uint64_t seed = 0;            // of the random order
+  int compute_capability = 80;  // what dit::compute_capability() answers, and whose shared memory limit holds
+};
+
+inline Settings settings;
+
+}  // namespace host_exec
