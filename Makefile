@@ -1,4 +1,5 @@
 # make demo: train a small DiT on real digits and draw some.   make test: everything CI runs.
+# make gpu: on a machine with a GPU and its own torch, what only a GPU can tell (benchmarks/gpu.py).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,10 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 	dit-fast info
 	touch $@
 
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
 clean:
 	rm -rf $(VENV) build runs dit_fast/_native.so
 
-.PHONY: demo test clean
+.PHONY: demo test gpu clean
