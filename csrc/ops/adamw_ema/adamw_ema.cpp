@@ -67,6 +67,10 @@ void forward(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sq
   a.param_dtype = dtype_of(params[0], op);
   a.grad_dtype = dtype_of(grads[0], op);
   a.copy_dtype = dtype_of(as_copy, op);
+  STD_TORCH_CHECK(a.param_dtype == Dtype::f32 || a.param_dtype == a.copy_dtype, op,
+                  ": only float32 `params` have `copies`");
+  STD_TORCH_CHECK(a.grad_dtype == Dtype::f32 || a.grad_dtype == a.copy_dtype, op,
+                  ": `grads` must be float32 or of the dtype of `copies`, else `params`");
 
   int64_t blocks = 0;
   const auto launch = [&] {

@@ -16,11 +16,8 @@ cudaError_t launch_for(const AdamwEma& a, void* stream) {
 
 }  // namespace
 
-// Gradients are float32 or as the copies are, and those as the parameters where there are none.
 int adamw_ema_cuda(const AdamwEma& a, void* stream) {
-  const bool as_copy = a.grad_dtype == a.copy_dtype;
-  if (!as_copy && a.grad_dtype != Dtype::f32) return cudaErrorInvalidValue;
-  if (a.param_dtype != Dtype::f32 && a.copy_dtype != a.param_dtype) return cudaErrorInvalidValue;
+  const bool as_copy = a.grad_dtype == a.copy_dtype;  // else float32
   return dispatch_cuda(a.copy_dtype, [&](auto* element) {
     using C = std::remove_pointer_t<decltype(element)>;
     if (a.param_dtype == Dtype::f32)

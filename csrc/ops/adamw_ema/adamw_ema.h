@@ -24,7 +24,8 @@ struct AdamwEma {
 
   const float *lr_tensor, *clip;  // null for lr and 1
   float lr, log_beta1, log_beta2, rest1, beta2, rest2, eps, weight_decay, rest_ema;  // rest: 1 - beta, 1 - decay
-  Dtype param_dtype, grad_dtype, copy_dtype;  // copy_dtype is param_dtype where there are no copies
+  // Parameters are float32 or as their copies, gradients too; copy_dtype is param_dtype where there are no copies.
+  Dtype param_dtype, grad_dtype, copy_dtype;
 };
 static_assert(sizeof(AdamwEma) <= 4096, "a kernel's arguments fit in 4 KB on every GPU and driver");
 
