@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m tests.host_exec.sanitized OP...: small cases of each op on a sanitized build; run by test_sanitizers.py.
 
-The process must have the sanitizer's runtime loaded first (`environment` in test_sanitizers.py). A finding ends it with
-the sanitizer's exit status; a wrong result with 1.
+The process must have the sanitizer's runtime loaded first (build.run_sanitized). A finding ends it with the sanitizer's
+exit status; a wrong result with 1.
 """
 
 import sys

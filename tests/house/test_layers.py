@@ -17,7 +17,7 @@ PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
     "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "parity": 4, "train": 4, "sample": 4,
-    "demo": 5, "cli": 6,
+    "demo": 5, "kernels": 5, "cli": 6,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
@@ -25,7 +25,7 @@ any model and imports torch only."""
 ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
 
 OPTIONS = {
-    "info": {"--markdown"},
+    "info": {"--markdown", "--kernels"},
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
@@ -111,6 +111,16 @@ def test_options_of_the_command():
         for name, command in subparsers.choices.items()
     }
     assert found == OPTIONS
+
+
+def test_assembly_is_in_the_wrapper_headers_only():
+    """PTX has one home, where each wrapper has a C++ twin that runs on a CPU; kernels call wrappers."""
+    csrc = ROOT / "csrc"
+    homes = {*csrc.glob("common/cuda/ptx*.cuh"), csrc / "host_exec" / "context.h"}  # context.h switches CPU stacks
+    assembly = re.compile(r"\b(?:asm|__asm|__asm__)\b\s*(?:volatile|__volatile__|goto|inline)?\s*[({]")
+    for path in [p for p in csrc.rglob("*") if p.is_file() and p not in homes]:
+        found = assembly.search(path.read_text())
+        assert not found, f"{path}: {found[0]}"
 
 
 def test_every_source_names_its_licence_and_fits_in_the_head():
