@@ -19,7 +19,8 @@ NAME = "host_exec"
 def register(name: str) -> None:
     op, library = OPS[name], torch.ops.dit_fast_host_exec
     if NAME not in op.backends:
-        forward, backward = (getattr(library, n).default for n in (name, f"{name}_backward"))
+        forward = getattr(library, name).default
+        backward = getattr(library, f"{name}_backward").default if op.backward else None
         op.register_backend(NAME, forward, backward, lambda tensors: op.limits and op.limits("cuda", tensors))
 
 
