@@ -21,23 +21,32 @@ constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kDynamicAlignment = 1024;  // what a 128-byte-swizzled tile needs
 
-// Stacks of earlier launches, so that their pages need not be mapped again.
-std::vector<char*>& spare_stacks() {
-  static std::vector<char*> stacks;
+// Of earlier launches, for reuse: mapping pages and telling ThreadSanitizer of a fiber take long.
+std::vector<Stack>& spare_stacks() {
+  static std::vector<Stack> stacks;
   return stacks;
 }
 
-char* take_stack() {
+Stack take_stack() {
   auto& spare = spare_stacks();
   if (!spare.empty()) {
-    char* stack = spare.back();
+    const Stack stack = spare.back();
     spare.pop_back();
     return stack;
   }
   void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   mprotect(p, kPageBytes, PROT_NONE);  // an overflow faults instead of reaching the neighbour
-  return static_cast<char*>(p);
+  return {static_cast<char*>(p), sanitizers::create_fiber()};
+}
+
+// An abandoned stack holds frames that will never return.
+void give_back(Stack stack, bool abandoned) {
+  if (abandoned) {
+    sanitizers::forget_stack(stack.bottom + kPageBytes, kStackBytes - kPageBytes);
+    stack.sanitizer_fiber = sanitizers::create_fiber();
+  }
+  spare_stacks().push_back(stack);
 }
 
 // Sorted numbers as ranges: "0-31, 64".
@@ -98,10 +107,7 @@ Block::Block(dim3 grid_size, dim3 block_size, size_t dynamic_size)
 }
 
 Block::~Block() {
-  for (auto& t : threads_) {
-    if (!t.done) sanitizers::forget_stack(t.stack + kPageBytes, kStackBytes - kPageBytes);
-    spare_stacks().push_back(t.stack);
-  }
+  for (auto& t : threads_) give_back(t.stack, !t.done);
 }
 
 bool Block::in_dynamic(const void* p, size_t bytes) const {
@@ -122,11 +128,9 @@ void Block::run(uint3 block_index, const Body& body) {
   }
   dynamic = memory.get();
   scheduler_fiber_ = sanitizers::current_fiber();
-  engine_fiber_ = sanitizers::create_fiber();
-  for (auto& t : threads_) {
-    t.sanitizer_fiber = sanitizers::create_fiber();
-    sanitizers::release(&t);
-  }
+  static void* const engine = sanitizers::create_fiber();
+  engine_fiber_ = engine;
+  for (auto& t : threads_) sanitizers::release(&t);
   {
     sanitizers::Bookkeeping bookkeeping;
     prepare(block_index, body);
@@ -134,11 +138,7 @@ void Block::run(uint3 block_index, const Body& body) {
     schedule();
     running = nullptr;
   }
-  for (auto& t : threads_) {
-    sanitizers::acquire(&t);
-    if (t.done) sanitizers::destroy_fiber(t.sanitizer_fiber);  // abandoned ones cannot be
-  }
-  sanitizers::destroy_fiber(engine_fiber_);
+  for (auto& t : threads_) sanitizers::acquire(&t);
   if (error_) std::rethrow_exception(error_);
 }
 
@@ -152,7 +152,7 @@ void Block::prepare(uint3 block_index, const Body& body) {
   for (auto& t : threads_) {
     t.done = t.at_barrier = false;
     t.site = Site{"start", "", 0};
-    t.context = new_context(t.stack + kStackBytes, &Block::start);
+    t.context = new_context(t.stack.bottom + kStackBytes, &Block::start);
     warps_[t.warp()]->live |= 1u << t.lane();
     make_ready(t.linear);
   }
@@ -175,15 +175,15 @@ void Block::schedule() {
   }
 }
 
-void Block::resume(Thread& t) {
+HOST_EXEC_UNSEEN void Block::resume(Thread& t) {
   void* keep = nullptr;
-  sanitizers::before_switch(&keep, t.stack, kStackBytes);
-  sanitizers::become_fiber(t.sanitizer_fiber);
+  sanitizers::before_switch(&keep, t.stack.bottom, kStackBytes);
+  sanitizers::become_fiber(t.stack.sanitizer_fiber);
   host_exec_switch(&scheduler_context_, t.context);
   sanitizers::after_switch(keep, nullptr, nullptr);
 }
 
-void Block::yield(Thread& t, bool for_good) {
+HOST_EXEC_UNSEEN void Block::yield(Thread& t, bool for_good) {
   void* keep = nullptr;
   sanitizers::before_switch(for_good ? nullptr : &keep, scheduler_stack_, scheduler_stack_bytes_);
   sanitizers::become_fiber(scheduler_fiber_);
@@ -191,7 +191,7 @@ void Block::yield(Thread& t, bool for_good) {
   sanitizers::after_switch(keep, &scheduler_stack_, &scheduler_stack_bytes_);
 }
 
-void Block::start() {
+HOST_EXEC_UNSEEN void Block::start() {
   Block& b = current();
   sanitizers::after_switch(nullptr, &b.scheduler_stack_, &b.scheduler_stack_bytes_);
   Thread& t = *b.thread;
@@ -286,7 +286,7 @@ void Block::run_engine() {
     sanitizers::become_fiber(engine_fiber_);
     sanitizers::acquire(&engine_tag_);
     work();
-    sanitizers::become_fiber(thread->sanitizer_fiber);
+    sanitizers::become_fiber(thread->stack.sanitizer_fiber);
   }
 }
 

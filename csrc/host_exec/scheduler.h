@@ -51,6 +51,11 @@ class AsyncGroups {
   std::vector<std::vector<Work>> closed_;
 };
 
+struct Stack {
+  char* bottom = nullptr;
+  void* sanitizer_fiber = nullptr;
+};
+
 struct Thread {
   int linear = 0;    // x + y * blockDim.x + z * blockDim.x * blockDim.y
   uint3 index{};     // threadIdx
@@ -60,8 +65,7 @@ struct Thread {
   AsyncGroups copies;             // cp.async
   AsyncGroups products;           // wgmma
   void* context = nullptr;
-  char* stack = nullptr;
-  void* sanitizer_fiber = nullptr;
+  Stack stack;
 
   int lane() const { return linear & 31; }
   int warp() const { return linear >> 5; }
