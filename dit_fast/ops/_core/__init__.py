@@ -3,7 +3,7 @@
 
 from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend, use_backend
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
-from .cuda_limits import row_limits
+from .cuda_limits import final_layer_limits, row_limits
 from .op import KERNEL_DTYPES, OPS, Backend, Op
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases
 
@@ -26,6 +26,7 @@ __all__ = [
     "current_backend",
     "fail",
     "relayout",
+    "final_layer_limits",
     "row_limits",
     "token_cases",
     "use_backend",

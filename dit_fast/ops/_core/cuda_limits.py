@@ -17,3 +17,19 @@ def row_limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
     if d % 8 or d > most:
         return f"D must be a multiple of 8, up to {most} in {tensors[0].dtype}, got {d}"
     return None
+
+
+MAX_FINAL_BYTES = 8192
+"""A block holds 16 tokens of dh and dy in shared memory, 163 KB on sm_80 (csrc/ops/final_layer/final_layer.cu)."""
+
+
+def final_layer_limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
+    """For x (N, T, D) and weight (O, D): D is a multiple of 8, and D + O elements have at most 8 KiB."""
+    if backend != "cuda":
+        return None
+    (features, d), most = tensors[1].shape, MAX_FINAL_BYTES // tensors[1].dtype.itemsize
+    if d % 8:
+        return f"D must be a multiple of 8, got {d}"
+    if d + features > most:
+        return f"D and the rows of `weight` must be at most {most} together in {tensors[1].dtype}, got {d} + {features}"
+    return None

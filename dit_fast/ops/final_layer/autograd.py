@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._core import Op
+from .._core.cuda_limits import final_layer_limits
 
 
 def _fake(
@@ -75,4 +76,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     strided=("shift", "scale"),
+    limits=final_layer_limits,
 )
