@@ -39,6 +39,8 @@ Cut cut(const Cpu&, int64_t n, int64_t t, int64_t, int64_t, Dtype) {
   return {kFinalPiece, pieces, 0, std::min({n * pieces, chunk_count(n * t, 2 * kFinalPiece), int64_t(32)})};
 }
 
+void check_size(const Cpu&, int64_t, const PatchGrid&, const char*) {}
+
 void run(const Cpu&, const FinalLayerForward& a) {
   parallel(tile_count(a.batch * a.grid.tokens()), 4, a, final_layer_forward);
 }
@@ -57,6 +59,14 @@ Tensor backward_weight(const Cuda& cuda, const Tensor& weight, Dtype dtype) {
 Cut cut(const Cuda& cuda, int64_t n, int64_t t, int64_t d, int64_t features, Dtype dtype) {
   const int64_t piece = cuda.chunk_tokens(n, t), group = final_layer_group_tokens_cuda(n * t, d, features, dtype);
   return {piece, chunk_count(t, piece), group, chunk_count(n * t, group)};
+}
+
+// The kernels count tokens, and pixels within an image, in 32 bits.
+void check_size(const Cuda&, int64_t n, const PatchGrid& grid, const char* op) {
+  constexpr int64_t kMost = (int64_t(1) << 31) - 4096;
+  STD_TORCH_CHECK(n * grid.tokens() < kMost && grid.tokens() * grid.pixels() < kMost, op,
+                  ": CUDA takes at most 2^31 tokens and 2^31 pixels of an image, got ", n * grid.tokens(), " and ",
+                  grid.tokens() * grid.pixels());
 }
 
 void run(const Cuda& cuda, const FinalLayerForward& a) { cuda.check(final_layer_forward_cuda(a, cuda.stream())); }
@@ -96,6 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, MaybeTensor shift, MaybeTen
   const char* op = "final_layer";
   const PatchGrid grid = check_layout(x, weight, height, width, patch, op);
   const Device device(x, op);
+  check_size(device, x.size(0), grid, op);
   device.align({&x, &weight});
   if (shift) device.align({&*shift});
   if (scale) device.align({&*scale});
@@ -120,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor 
   const char* op = "final_layer_backward";
   const PatchGrid grid = check_layout(x, weight, height, width, patch, op);
   const Device device(x, op);
+  check_size(device, x.size(0), grid, op);
   device.align({&x, &weight});
   if (shift) device.align({&*shift});
   if (scale) device.align({&*scale});

@@ -31,17 +31,21 @@ constexpr int kFinalMaxShares = 12;  // warps that share out K: bounds the room 
 template <class R>
 constexpr int kFinalTiles = R::kDim != 0 && sizeof(typename R::T) == 2 ? 2 : 1;
 
+// A block's threads: fewer than rows.cuh allows, since rows have at most 8 KiB here (final_layer.cu).
+template <class R>
+constexpr int kFinalThreads = R::kDim != 0 ? R::kMaxThreads : 512;
+
 // Offset of the first pixel of token t's patch in the image.
 DIT_DEVICE int64_t patch_corner(const PatchGrid& grid, int64_t sample, int token) {
   const int width = int(grid.width), i = token / width, j = token % width;
   return ((sample * grid.channels * grid.height + i) * grid.patch * width + j) * grid.patch;
 }
 
-// Offset from there of feature o in (row, column, channel) order.
-DIT_DEVICE int64_t patch_pixel(const PatchGrid& grid, int o) {
+// Offset from there of feature o in (row, column, channel) order, within one sample's image of less than 2^31 pixels.
+DIT_DEVICE int patch_pixel(const PatchGrid& grid, int o) {
   const int channels = int(grid.channels), patch = int(grid.patch);
   const int c = o % channels, place = o / channels;
-  return (c * grid.height * patch + place / patch) * grid.width * patch + place % patch;
+  return (c * int(grid.height) * patch + place / patch) * int(grid.width) * patch + place % patch;
 }
 
 DIT_DEVICE int thread_in_block() { return int(threadIdx.y * blockDim.x + threadIdx.x); }
@@ -125,7 +129,7 @@ DIT_DEVICE void write_image(const FinalLayerForward& a, const Chunk& mine, const
 }
 
 template <class R>
-__global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
+__global__ void __launch_bounds__(kFinalThreads<R>, R::kMinBlocks)
     final_layer_forward_kernel(FinalLayerForward a, int64_t chunk, int64_t chunks) {
   using T = typename R::T;
   using Room = FinalForwardRoom<R>;

@@ -137,7 +137,7 @@ DIT_DEVICE void token_gradients(const FinalLayerBackward& a, const Place<R>& at,
 }
 
 template <class R>
-__global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks) final_layer_token_kernel(FinalLayerBackward a) {
+__global__ void __launch_bounds__(kFinalThreads<R>, R::kMinBlocks) final_layer_token_kernel(FinalLayerBackward a) {
   using T = typename R::T;
   using Room = FinalBackwardRoom<R>;
   __shared__ GroupRoom<R> ends;
@@ -182,24 +182,41 @@ struct FinalWeightTile {
   T dy[kDyRows];
 };
 
+// A token by its sample and its number there.
+struct TokenPlace {
+  int sample, token;
+
+  DIT_DEVICE TokenPlace after(int count, int tokens) const {
+    TokenPlace there{sample, token + count};
+    for (; there.token >= tokens; there.token -= tokens) ++there.sample;
+    return there;
+  }
+};
+
+// `count` tokens from row `first` of x on, which is token `at`.
+struct FinalStep {
+  int64_t first;
+  int count;
+  TokenPlace at;
+};
+
 template <class Tile>
-DIT_DEVICE void load_step(const FinalLayerBackward& a, Tile& mine, int64_t first, int64_t last, int64_t column,
-                          int feature, int features, const int64_t (&pixel)[Tile::kDyRows]) {
+DIT_DEVICE void load_step(const FinalLayerBackward& a, Tile& mine, const FinalStep& step, int64_t column, int feature,
+                          int features, const int (&pixel)[Tile::kDyRows]) {
   using T = typename Tile::T;
-  const int64_t tokens = a.grid.height * a.grid.width;
 #pragma unroll
   for (int r = 0; r < Tile::kRows; ++r) {
-    const int64_t row = first + r * Tile::kGroups + int(threadIdx.x) / Tile::kLanes;
-    const bool exists = row < last;
+    const int t = r * Tile::kGroups + int(threadIdx.x) / Tile::kLanes;
+    const int64_t row = step.first + t;
+    const bool exists = t < step.count;
     mine.x[r] = exists && column < a.dim ? load_vec(static_cast<const T*>(a.x) + row * a.dim + column) : Vec<T>{};
     mine.mean[r] = exists && a.scale ? a.mean[row] : 0.f;
     mine.rstd[r] = exists && a.scale ? a.rstd[row] : 0.f;
   }
-  const int64_t row = first + int(threadIdx.x) % Tile::kTokens;
-  const bool exists = row < last;
-  const int sample = exists ? int(row) / int(tokens) : 0;
-  const T* from =
-      static_cast<const T*>(a.dout) + (exists ? patch_corner(a.grid, sample, int(row - sample * tokens)) : 0);
+  const int t = int(threadIdx.x) % Tile::kTokens;
+  const TokenPlace place = step.at.after(t, int(a.grid.height * a.grid.width));
+  const bool exists = t < step.count;
+  const T* from = static_cast<const T*>(a.dout) + (exists ? patch_corner(a.grid, place.sample, place.token) : 0);
 #pragma unroll
   for (int i = 0; i < Tile::kDyRows; ++i) {
     const bool wanted = exists && feature + i * (Tile::kThreads / Tile::kTokens) < features;
@@ -209,19 +226,23 @@ DIT_DEVICE void load_step(const FinalLayerBackward& a, Tile& mine, int64_t first
 
 // h and dy of a step to shared memory. Rows of tokens that do not exist, and columns past D, are zero.
 template <class Tile>
-DIT_DEVICE void place_step(const FinalLayerBackward& a, const Tile& mine, int64_t first, int64_t last, int64_t column,
+DIT_DEVICE void place_step(const FinalLayerBackward& a, const Tile& mine, const FinalStep& step, int64_t column,
                            typename Tile::Room& room) {
   using T = typename Tile::T;
-  const int64_t tokens = a.grid.height * a.grid.width;
+  Vec<T> shift, scale;
+  int sample = -1;  // theirs
 #pragma unroll
   for (int r = 0; r < Tile::kRows; ++r) {
     const int t = r * Tile::kGroups + int(threadIdx.x) / Tile::kLanes;
     Vec<T> h = mine.x[r];
-    if (a.scale && first + t < last && column < a.dim) {
-      const int64_t n = int(first + t) / int(tokens);
-      h = modulate(h, mine.mean[r], mine.rstd[r],
-                   load_vec(static_cast<const T*>(a.shift) + n * a.shift_stride + column),
-                   load_vec(static_cast<const T*>(a.scale) + n * a.scale_stride + column));
+    if (a.scale && t < step.count && column < a.dim) {
+      const int n = step.at.after(t, int(a.grid.height * a.grid.width)).sample;
+      if (n != sample) {
+        shift = load_vec(static_cast<const T*>(a.shift) + n * a.shift_stride + column);
+        scale = load_vec(static_cast<const T*>(a.scale) + n * a.scale_stride + column);
+        sample = n;
+      }
+      h = modulate(h, mine.mean[r], mine.rstd[r], shift, scale);
     }
     store_vec(room.h + t * Tile::kHPitch + int(threadIdx.x) % Tile::kLanes * kVec<T>, h);
   }
@@ -261,27 +282,33 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) final_layer_weight_kernel(F
   const int first_feature = int(blockIdx.x) * kFinalFeatures, warp = int(threadIdx.x) / 32, lane = threadIdx.x % 32;
   const int first_column = int(blockIdx.y) * Tile::kColumns;
   const int64_t column = first_column + int(threadIdx.x) % Tile::kLanes * kVec<T>, group = blockIdx.z;
-  const int64_t all = a.batch * a.grid.height * a.grid.width, first = group * a.group_tokens;
+  const int tokens = int(a.grid.height * a.grid.width);
+  const int64_t first = group * a.group_tokens, all = a.batch * tokens;
   const int64_t last = first + a.group_tokens < all ? first + a.group_tokens : all;
+  const auto step_at = [&](int64_t start, TokenPlace at) {
+    return FinalStep{start, int(last - start < Tile::kTokens ? last - start : Tile::kTokens), at};
+  };
   const int feature = first_feature + int(threadIdx.x) / Tile::kTokens;
-  int64_t pixel[Tile::kDyRows];
+  int pixel[Tile::kDyRows];
 #pragma unroll
   for (int i = 0; i < Tile::kDyRows; ++i) pixel[i] = patch_pixel(a.grid, feature + i * kStep);
 
   TileSums<kFinalFeatures, kWarpColumns> sums = {};
   float bias[Tile::kDyRows] = {};
   Tile mine;
-  load_step(a, mine, first, last, column, feature, features, pixel);
-  int turn = 0;
-  for (int64_t start = first; start < last; start += Tile::kTokens, turn ^= 1) {
-    place_step(a, mine, start, last, column, rooms[turn]);
+  FinalStep step = step_at(first, {int(first / tokens), int(first % tokens)});
+  load_step(a, mine, step, column, feature, features, pixel);
+  for (int turn = 0; step.count > 0; turn ^= 1) {
+    place_step(a, mine, step, column, rooms[turn]);
 #pragma unroll
     for (int i = 0; i < Tile::kDyRows; ++i) bias[i] += to_float(mine.dy[i]);
     __syncthreads();
-    if (start + Tile::kTokens < last)
-      load_step(a, mine, start + Tile::kTokens, last, column, feature, features, pixel);
-    tile_mma<Major::k, Major::mn>(sums, rooms[turn].dy, Tile::kDyPitch, rooms[turn].h + warp * kWarpColumns,
+    step = step_at(step.first + Tile::kTokens, step.at.after(Tile::kTokens, tokens));
+    if (step.count > 0) load_step(a, mine, step, column, feature, features, pixel);
+    TileSums<kFinalFeatures, kWarpColumns> part = {};  // of the step: sums over many tokens stay exact
+    tile_mma<Major::k, Major::mn>(part, rooms[turn].dy, Tile::kDyPitch, rooms[turn].h + warp * kWarpColumns,
                                   Tile::kHPitch, Tile::kTokens, lane);
+    add_sums(part, sums);
   }
 #pragma unroll
   for (int i = 0; i < kFinalFeatures / 16; ++i)

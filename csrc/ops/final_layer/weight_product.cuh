@@ -8,7 +8,8 @@
 // (g, t) holds elements t * kVec .. of row g. Of those, two tensor core products take two each for k = 2t, 2t + 1 and
 // 2t + 8, 2t + 9. No staging, no ldmatrix, and a row of b is read in whole sectors.
 //
-// float32 multiplies exactly on the plain cores: the lane loads rows g, g + 8 of a and rows 2t, 2t + 1 of b.
+// float32 multiplies exactly on the plain cores: the lane loads rows g, g + 8 of a and rows 2t, 2t + 1 of b. The products
+// of a step are summed before they are added to c, which keeps long sums as exact as those of a blocked matrix product.
 #pragma once
 #include "common/cuda/tile_mma.cuh"
 #include "common/cuda/vec.cuh"
@@ -31,6 +32,17 @@ struct WeightRows {
   int64_t pitch;
   int count;  // rows past it count as zero
 };
+
+// c += part
+template <int kM16, int kN8>
+DIT_DEVICE void add_sums(const float (&part)[kM16][kN8][4], float (&c)[kM16][kN8][4]) {
+#pragma unroll
+  for (int i = 0; i < kM16; ++i)
+#pragma unroll
+    for (int j = 0; j < kN8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c[i][j][e] += part[i][j][e];
+}
 
 namespace weight_product {
 
@@ -57,6 +69,7 @@ DIT_DEVICE void step(float (&c)[kM16][kN8][4], const T* a, int a_pitch, const We
       }
     }
   } else {
+    float part[kM16][kN8][4] = {};
 #pragma unroll 1
     for (int kk = k; kk < k + kProductStep<T> && kk < depth; kk += kVec<T>) {
       float a_part[kM16][2][4];
@@ -78,9 +91,10 @@ DIT_DEVICE void step(float (&c)[kM16][kN8][4], const T* a, int a_pitch, const We
 #pragma unroll
           for (int e = 0; e < 4; ++e)
 #pragma unroll
-            for (int v = 0; v < 4; ++v) c[i][j][e] = fmaf(a_part[i][e / 2][v], b_part[e % 2][v], c[i][j][e]);
+            for (int v = 0; v < 4; ++v) part[i][j][e] = fmaf(a_part[i][e / 2][v], b_part[e % 2][v], part[i][j][e]);
       }
     }
+    add_sums(part, c);
   }
 }
 
