@@ -33,69 +33,61 @@ struct WeightRows {
   int count;  // rows past it count as zero
 };
 
-// c += part
+namespace weight_product {
+
+// On the tensor cores.
+template <class T, int kM16, int kN8>
+DIT_DEVICE void mma_step(float (&c)[kM16][kN8][4], const T* a, int a_pitch, const WeightRows<T>& b, int depth, int k,
+                         int lane) {
+  const int g = lane / 4, column = k + lane % 4 * kVec<T>;
+  const bool exists = column < depth;
+  Vec<T> b_part[kN8];
+#pragma unroll
+  for (int j = 0; j < kN8; ++j)
+    b_part[j] = exists && 8 * j + g < b.count ? load_vec(b.rows + (8 * j + g) * b.pitch + column) : Vec<T>{};
+#pragma unroll
+  for (int i = 0; i < kM16; ++i) {
+    const T* row = a + (16 * i + g) * a_pitch + column;
+    const Vec<T> top = exists ? load_vec(row) : Vec<T>{}, low = exists ? load_vec(row + 8 * a_pitch) : Vec<T>{};
+#pragma unroll
+    for (int half = 0; half < 4; half += 2) {
+      const uint32_t a_part[4] = {top.words[half], low.words[half], top.words[half + 1], low.words[half + 1]};
+#pragma unroll
+      for (int j = 0; j < kN8; ++j) mma_m16n8k16<T>(c[i][j], a_part, b_part[j].words[half], b_part[j].words[half + 1]);
+    }
+  }
+}
+
+// Columns 8 j .. 8 j + 7 of c, on the plain cores.
 template <int kM16, int kN8>
-DIT_DEVICE void add_sums(const float (&part)[kM16][kN8][4], float (&c)[kM16][kN8][4]) {
+DIT_DEVICE void fma_step(float (&c)[kM16][kN8][4], int j, const float* a, int a_pitch, const WeightRows<float>& b,
+                         int depth, int k, int lane) {
+  const int row = tile_column(j, 0, lane);
+  float part[kM16][4] = {};
+#pragma unroll
+  for (int kk = 0; kk < kProductStep<float>; kk += 4) {
+    if (k + kk >= depth) break;
+    float b_part[2][4];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      unpack(row + e < b.count ? load_vec(b.rows + (row + e) * b.pitch + k + kk) : Vec<float>{}, b_part[e]);
+#pragma unroll
+    for (int i = 0; i < kM16; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float a_part[4];
+        unpack(load_vec(a + tile_row(i, 2 * half, lane) * a_pitch + k + kk), a_part);
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+#pragma unroll
+          for (int v = 0; v < 4; ++v)
+            part[i][2 * half + e] = fmaf(a_part[v], b_part[e][v], part[i][2 * half + e]);
+      }
+  }
 #pragma unroll
   for (int i = 0; i < kM16; ++i)
 #pragma unroll
-    for (int j = 0; j < kN8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) c[i][j][e] += part[i][j][e];
-}
-
-namespace weight_product {
-
-template <class T, int kM16, int kN8>
-DIT_DEVICE void step(float (&c)[kM16][kN8][4], const T* a, int a_pitch, const WeightRows<T>& b, int depth, int k,
-                     int lane) {
-  const int g = lane / 4, column = k + lane % 4 * kVec<T>;
-  if constexpr (is_half_type<T>) {
-    const bool exists = column < depth;
-    Vec<T> b_part[kN8];
-#pragma unroll
-    for (int j = 0; j < kN8; ++j)
-      b_part[j] = exists && 8 * j + g < b.count ? load_vec(b.rows + (8 * j + g) * b.pitch + column) : Vec<T>{};
-#pragma unroll
-    for (int i = 0; i < kM16; ++i) {
-      const T* row = a + (16 * i + g) * a_pitch + column;
-      const Vec<T> top = exists ? load_vec(row) : Vec<T>{}, low = exists ? load_vec(row + 8 * a_pitch) : Vec<T>{};
-#pragma unroll
-      for (int half = 0; half < 4; half += 2) {
-        const uint32_t a_part[4] = {top.words[half], low.words[half], top.words[half + 1], low.words[half + 1]};
-#pragma unroll
-        for (int j = 0; j < kN8; ++j)
-          mma_m16n8k16<T>(c[i][j], a_part, b_part[j].words[half], b_part[j].words[half + 1]);
-      }
-    }
-  } else {
-    float part[kM16][kN8][4] = {};
-#pragma unroll 1
-    for (int kk = k; kk < k + kProductStep<T> && kk < depth; kk += kVec<T>) {
-      float a_part[kM16][2][4];
-#pragma unroll
-      for (int i = 0; i < kM16; ++i)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          unpack(load_vec(a + tile_row(i, 2 * half, lane) * a_pitch + kk), a_part[i][half]);
-#pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-        float b_part[2][4];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row = tile_column(j, e, lane);
-          unpack(row < b.count ? load_vec(b.rows + row * b.pitch + kk) : Vec<T>{}, b_part[e]);
-        }
-#pragma unroll
-        for (int i = 0; i < kM16; ++i)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-#pragma unroll
-            for (int v = 0; v < 4; ++v) part[i][j][e] = fmaf(a_part[i][e / 2][v], b_part[e % 2][v], part[i][j][e]);
-      }
-    }
-    add_sums(part, c);
-  }
+    for (int e = 0; e < 4; ++e) c[i][j][e] += part[i][e];
 }
 
 }  // namespace weight_product
@@ -105,8 +97,14 @@ template <class T, int kM16, int kN8>
 DIT_DEVICE void multiply_by_weight(float (&c)[kM16][kN8][4], const T* a, int a_pitch, const WeightRows<T>& b, int depth,
                                    int first, int stride, int lane) {
 #pragma unroll 1
-  for (int k = first * kProductStep<T>; k < depth; k += stride * kProductStep<T>)
-    weight_product::step(c, a, a_pitch, b, depth, k, lane);
+  for (int k = first * kProductStep<T>; k < depth; k += stride * kProductStep<T>) {
+    if constexpr (is_half_type<T>) {
+      weight_product::mma_step(c, a, a_pitch, b, depth, k, lane);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kN8; ++j) weight_product::fma_step(c, j, a, a_pitch, b, depth, k, lane);
+    }
+  }
 }
 
 }  // namespace dit
