@@ -9,8 +9,9 @@
 
 namespace dit {
 
-// Shared memory beyond this must be asked for.
-constexpr size_t kDefaultDynamicSmem = 48 << 10;
+// Static and dynamic shared memory of more than 48 KB together must be asked for; a kernel has at most 16 KB of the
+// former where it uses the latter.
+constexpr size_t kDefaultDynamicSmem = 32 << 10;
 
 // kernel<<<grid, block, dynamic_smem_bytes, stream>>>(args...), with at least one block.
 template <class... P, class... A>

@@ -1,16 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-// final_layer: schema, checks and CPU launch. Formulas in final_layer_cpu.cpp and dit_fast/ops/final_layer/autograd.py.
+// final_layer: schema, checks and launches. Formulas in final_layer_cpu.cpp, final_layer.cuh, final_layer_backward.cuh and
+// dit_fast/ops/final_layer/autograd.py.
 #include "ops/final_layer/final_layer.h"
 
 #include <optional>
 
-#include "common/token_sums.h"
-#include "common/stable.h"
+#include "common/device.h"
 
 namespace dit {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
+
+// How the backward cuts the tokens; see FinalLayerBackward.
+struct Cut {
+  int64_t piece, pieces, group_tokens, groups;
+};
+
+#if !defined(DIT_HOST_EXEC)
+// The (rows, cols) matrix at weight[row * row_step + col * col_step] as panels.
+Tensor panels_of(const Tensor& weight, int64_t rows, int64_t cols, int64_t row_step, int64_t col_step, Dtype dtype) {
+  Tensor out = empty_f32(weight, {panels_size(rows, cols)});
+  const Panels args{weight.const_data_ptr(), out.mutable_data_ptr<float>(), rows, cols, row_step, col_step, dtype};
+  parallel((cols + kPanelPadding - 1) / kPanelPadding, 4, args, pack_panels);
+  return out;
+}
+
+Tensor forward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
+  return panels_of(weight, weight.size(1), weight.size(0), 1, weight.size(1), dtype);
+}
+Tensor backward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
+  return panels_of(weight, weight.size(0), weight.size(1), weight.size(1), 1, dtype);
+}
+
+// At most 32 groups, so that their partial sums stay small beside x, and at least 96 tokens in each.
+Cut cut(const Cpu&, int64_t n, int64_t t, int64_t, int64_t, Dtype) {
+  const int64_t pieces = chunk_count(t, kFinalPiece);
+  return {kFinalPiece, pieces, 0, std::min({n * pieces, chunk_count(n * t, 2 * kFinalPiece), int64_t(32)})};
+}
+
+void check_size(const Cpu&, int64_t, const PatchGrid&, const char*) {}
+
+void run(const Cpu&, const FinalLayerForward& a) {
+  parallel(tile_count(a.batch * a.grid.tokens()), 4, a, final_layer_forward);
+}
+void run(const Cpu&, const FinalLayerBackward& a) { parallel(a.groups, 1, a, final_layer_backward); }
+#endif
+
+Tensor forward_weight(const Cuda&, const Tensor& weight, Dtype) { return weight; }
+Tensor backward_weight(const Cuda& cuda, const Tensor& weight, Dtype dtype) {
+  const int64_t features = weight.size(0), dim = weight.size(1);
+  Tensor out = empty(weight, {dim, (features + 31) / 32 * 32});
+  cuda.check(final_layer_transpose_cuda({weight.const_data_ptr(), out.mutable_data_ptr(), features, dim, dtype},
+                                        cuda.stream()));
+  return out;
+}
+
+Cut cut(const Cuda& cuda, int64_t n, int64_t t, int64_t d, int64_t features, Dtype dtype) {
+  const int64_t piece = cuda.chunk_tokens(n, t), group = final_layer_group_tokens_cuda(n * t, d, features, dtype);
+  return {piece, chunk_count(t, piece), group, chunk_count(n * t, group)};
+}
+
+// The kernels count tokens, and pixels within an image, in 32 bits.
+void check_size(const Cuda&, int64_t n, const PatchGrid& grid, const char* op) {
+  constexpr int64_t kMost = (int64_t(1) << 31) - 4096;
+  STD_TORCH_CHECK(n * grid.tokens() < kMost && grid.tokens() * grid.pixels() < kMost, op,
+                  ": CUDA takes at most 2^31 tokens and 2^31 pixels of an image, got ", n * grid.tokens(), " and ",
+                  grid.tokens() * grid.pixels());
+}
+
+void run(const Cuda& cuda, const FinalLayerForward& a) { cuda.check(final_layer_forward_cuda(a, cuda.stream())); }
+void run(const Cuda& cuda, const FinalLayerBackward& a) { cuda.check(final_layer_backward_cuda(a, cuda.stream())); }
 
 struct Modulation {
   bool given = false;
@@ -40,19 +100,16 @@ PatchGrid check_layout(const Tensor& x, const Tensor& weight, int64_t height, in
   return {weight.size(0) / (patch * patch), height, width, patch};
 }
 
-// The (rows, cols) matrix at weight[row * row_step + col * col_step] as panels.
-Tensor panels_of(const Tensor& weight, int64_t rows, int64_t cols, int64_t row_step, int64_t col_step, Dtype dtype) {
-  Tensor out = empty_f32(weight, {panels_size(rows, cols)});
-  const Panels args{weight.const_data_ptr(), out.mutable_data_ptr<float>(), rows, cols, row_step, col_step, dtype};
-  parallel((cols + kPanelPadding - 1) / kPanelPadding, 4, args, pack_panels);
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& shift, const MaybeTensor& scale,
-                                           const Tensor& weight, const Tensor& bias, int64_t height, int64_t width,
-                                           int64_t patch, double eps) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, MaybeTensor shift, MaybeTensor scale, Tensor weight, Tensor bias,
+                                           int64_t height, int64_t width, int64_t patch, double eps) {
   const char* op = "final_layer";
   const PatchGrid grid = check_layout(x, weight, height, width, patch, op);
+  const Device device(x, op);
+  check_size(device, x.size(0), grid, op);
+  device.align({&x, &weight});
+  if (shift) device.align({&*shift});
+  if (scale) device.align({&*scale});
   const Modulation m = check_modulation(x, shift, scale, op);
   const int64_t n = x.size(0), t = x.size(1), d = x.size(2), features = grid.pixels();
   check_dense(bias, {features}, x.scalar_type(), op, "bias");
@@ -60,65 +117,61 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& s
   const std::vector<int64_t> stats = m.given ? std::vector<int64_t>{n, t} : std::vector<int64_t>{0};
   Tensor out = empty(x, {n, grid.channels, height * patch, width * patch});
   Tensor mean = empty_f32(x, stats), rstd = empty_f32(x, stats);
-  const Tensor panels = panels_of(weight, d, features, 1, d, dtype);
-  const FinalLayerForward args{x.const_data_ptr(), m.shift, m.scale, bias.const_data_ptr(),
-                               panels.const_data_ptr<float>(), out.mutable_data_ptr(), mean.mutable_data_ptr<float>(),
-                               rstd.mutable_data_ptr<float>(), n * t, d, m.shift_stride, m.scale_stride, float(eps),
-                               grid, dtype};
-  parallel(tile_count(n * t), 4, args, final_layer_forward);
+  const Tensor prepared = forward_weight(device, weight, dtype);
+  run(device, FinalLayerForward{x.const_data_ptr(), m.shift, m.scale, bias.const_data_ptr(), prepared.const_data_ptr(),
+                                out.mutable_data_ptr(), mean.mutable_data_ptr<float>(), rstd.mutable_data_ptr<float>(),
+                                n, d, m.shift_stride, m.scale_stride, float(eps), grid, dtype});
   return {out, mean, rstd};
 }
 
-// At most 32 groups, so that their partial sums stay small beside x, and at least 96 tokens in each.
-int64_t group_count(int64_t pieces, int64_t tokens) {
-  return std::min({pieces, (tokens + 2 * kFinalPiece - 1) / (2 * kFinalPiece), int64_t(32)});
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& x,
-                                                            const MaybeTensor& shift, const MaybeTensor& scale,
-                                                            const Tensor& weight, const Tensor& mean,
-                                                            const Tensor& rstd, int64_t height, int64_t width,
-                                                            int64_t patch) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor x, MaybeTensor shift, MaybeTensor scale,
+                                                            Tensor weight, Tensor mean, Tensor rstd, int64_t height,
+                                                            int64_t width, int64_t patch) {
   const char* op = "final_layer_backward";
   const PatchGrid grid = check_layout(x, weight, height, width, patch, op);
+  const Device device(x, op);
+  check_size(device, x.size(0), grid, op);
+  device.align({&x, &weight});
+  if (shift) device.align({&*shift});
+  if (scale) device.align({&*scale});
   const Modulation m = check_modulation(x, shift, scale, op);
   const int64_t n = x.size(0), t = x.size(1), d = x.size(2), features = grid.pixels();
   check_dense(dout, {n, grid.channels, height * patch, width * patch}, x.scalar_type(), op, "dout");
   if (m.given) check_dense(mean, {n, t}, ScalarType::Float, op, "mean");
   if (m.given) check_dense(rstd, {n, t}, ScalarType::Float, op, "rstd");
   const Dtype dtype = dtype_of(x, op);
-  const int64_t pieces = (t + kFinalPiece - 1) / kFinalPiece, groups = group_count(n * pieces, n * t);
+  const Cut c = cut(device, n, t, d, features, dtype);
   const std::vector<int64_t> rows = m.given ? std::vector<int64_t>{n, d} : std::vector<int64_t>{0};
   Tensor dx = empty(x, {n, t, d}), dshift = empty(x, rows), dscale = empty(x, rows);
   Tensor dweight = empty(x, {features, d}), dbias = empty(x, {features});
-  Tensor token_sums = empty_f32(x, {m.given ? n * pieces * 2 * d : 0});
-  Tensor weight_sums = empty_f32(x, {features, groups, d}), bias_sums = empty_f32(x, {groups, features});
-  const Tensor panels = panels_of(weight, features, d, d, 1, dtype);
-  const FinalLayerBackward args{dout.const_data_ptr(), x.const_data_ptr(), m.shift, m.scale,
-                                panels.const_data_ptr<float>(), mean.const_data_ptr<float>(),
-                                rstd.const_data_ptr<float>(), dx.mutable_data_ptr(),
-                                token_sums.mutable_data_ptr<float>(), weight_sums.mutable_data_ptr<float>(),
-                                bias_sums.mutable_data_ptr<float>(), n, d, m.shift_stride, m.scale_stride, pieces,
-                                groups, grid, dtype};
-  parallel(groups, 1, args, final_layer_backward);
-  if (m.given) {
-    const TokenSums sums{token_sums.const_data_ptr<float>(),
-                         {dshift.mutable_data_ptr(), dscale.mutable_data_ptr()}, n, 2, pieces, d, dtype};
-    parallel(n, 1, sums, finish_token_sums);
-  }
-  const TokenSums weights{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, features, 1, groups, d,
-                          dtype};
-  parallel(features, 1, weights, finish_token_sums);
-  const TokenSums biases{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, groups, features,
-                         dtype};
-  parallel(1, 1, biases, finish_token_sums);
+  Tensor token_sums = empty_f32(x, {m.given ? n * c.pieces * 2 * d : 0});
+  Tensor weight_sums = empty_f32(x, {features, c.groups, d}), bias_sums = empty_f32(x, {c.groups, features});
+  const Tensor prepared = backward_weight(device, weight, dtype);
+  run(device, FinalLayerBackward{dout.const_data_ptr(), x.const_data_ptr(), m.shift, m.scale, prepared.const_data_ptr(),
+                                 mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(), dx.mutable_data_ptr(),
+                                 token_sums.mutable_data_ptr<float>(), weight_sums.mutable_data_ptr<float>(),
+                                 bias_sums.mutable_data_ptr<float>(), n, d, m.shift_stride, m.scale_stride, c.piece,
+                                 c.pieces, c.group_tokens, c.groups, grid, dtype});
+  if (m.given)
+    run(device, TokenSums{token_sums.const_data_ptr<float>(), {dshift.mutable_data_ptr(), dscale.mutable_data_ptr()},
+                          n, 2, c.pieces, d, dtype});
+  run(device, TokenSums{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, features, 1, c.groups, d,
+                        dtype});
+  run(device, TokenSums{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, c.groups, features, dtype});
   return {dx, dshift, dscale, dweight, dbias};
+}
+
+template <class Device>
+void implement(Registry& m) {
+  m.impl("final_layer", TORCH_BOX(&forward<Device>));
+  m.impl("final_layer_backward", TORCH_BOX(&backward<Device>));
 }
 
 }  // namespace
 }  // namespace dit
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {
   m.def(
       "final_layer(Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int height, int width,"
       " int patch, float eps) -> (Tensor, Tensor, Tensor)");
@@ -127,7 +180,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
       " Tensor rstd, int height, int width, int patch) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {
-  m.impl("final_layer", TORCH_BOX(&dit::forward));
-  m.impl("final_layer_backward", TORCH_BOX(&dit::backward));
-}
+DIT_IMPLEMENT(dit::implement)

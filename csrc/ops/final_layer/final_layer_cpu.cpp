@@ -104,7 +104,7 @@ void token_gradients(const FinalLayerBackward& a, Room& room, int64_t first, int
       for (int64_t i = tile; i < last; ++i) {
         Tile c = {};
         multiply(c, &room.dy[(room.filled + i * kTileRows) * room.stride], room.stride, 1,
-                 a.panels + d0 * room.features, kTileCols, room.features);
+                 static_cast<const float*>(a.weight) + d0 * room.features, kTileCols, room.features);
         for (int64_t r = 0; r < kTileRows; ++r) {
           float* row = &room.dh[((i - tile) * kTileRows + r) * ld + d0];
           store(row, c.v[r][0]);
@@ -146,18 +146,19 @@ void add_bias_sums(Room& room, float* bias_sums) {
 
 void final_layer_forward(const FinalLayerForward& a, int64_t begin, int64_t end) {
   const int64_t d = a.dim, features = a.grid.pixels(), sweep_tiles = tiles_per_sweep(d, features);
+  const int64_t tokens = a.batch * a.grid.tokens();
   const std::vector<int64_t> offsets = a.grid.offsets(true);
   std::vector<float> h(sweep_tiles * kTileRows * padded(d));
   dispatch(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* bias = static_cast<const T*>(a.bias);
     for (int64_t tile = begin; tile < end; tile += sweep_tiles) {
-      const int64_t first = tile * kTileRows, last = std::min(std::min(tile + sweep_tiles, end) * kTileRows, a.tokens);
+      const int64_t first = tile * kTileRows, last = std::min(std::min(tile + sweep_tiles, end) * kTileRows, tokens);
       modulated_rows<T>(a, first, last - first, h.data());
       for (int64_t o0 = 0; o0 < features; o0 += kTileCols)
         for (int64_t t0 = first; t0 < last; t0 += kTileRows) {
           Tile c = {};
-          multiply(c, &h[(t0 - first) * padded(d)], padded(d), 1, a.panels + o0 * d, kTileCols, d);
+          multiply(c, &h[(t0 - first) * padded(d)], padded(d), 1, static_cast<const float*>(a.weight) + o0 * d, kTileCols, d);
           tile_columns(o0, features, [&](int64_t v, int64_t o, auto lanes) {
             const F b = load(bias + o, lanes);
             for (int64_t r = 0; r < std::min(kTileRows, last - t0); ++r) {

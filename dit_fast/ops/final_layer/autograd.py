@@ -9,12 +9,14 @@ Sums are float32 in an order that depends on shapes only. Without shift and scal
 dshift and dscale then have 0 elements.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core import Op
+from .._core.cuda_limits import final_layer_limits
 
 
 def _fake(
@@ -63,6 +65,22 @@ def _gradient(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return (dx, dshift if modulated else None, dscale if modulated else None, dweight, dbias, *(None,) * 5)
 
 
+MAX_FINAL_BYTES = 8192
+"""A block holds 16 tokens of dh and dy in shared memory, 163 KB on sm_80 (csrc/ops/final_layer/final_layer.cu)."""
+
+
+def _limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
+    """For x (N, T, D) and weight (O, D): D is a multiple of 8, and D + O elements have at most 8 KiB."""
+    if backend != "cuda":
+        return None
+    (features, d), most = tensors[1].shape, MAX_FINAL_BYTES // tensors[1].dtype.itemsize
+    if d % 8:
+        return f"D must be a multiple of 8, got {d}"
+    if d + features > most:
+        return f"D and the rows of `weight` must be at most {most} together in {tensors[1].dtype}, got {d} + {features}"
+    return None
+
+
 OP = Op(
     "final_layer",
     forward="(Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, SymInt height, SymInt width,"
@@ -75,4 +93,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     strided=("shift", "scale"),
+    limits=_limits,
 )
