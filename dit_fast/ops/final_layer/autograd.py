@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .._core import Op
-from .._core.cuda_limits import final_layer_limits
 
 
 def _fake(
