@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.ops import Row, bench
+from benchmarks.ops import PEERS, Row, bench
 from benchmarks.timing import copy_bandwidth
 from dit_fast.ops import specs
 
@@ -17,6 +17,8 @@ from dit_fast.ops import specs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", choices=list(specs()), help="only this op (may be repeated)")
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--backend", action="append", help="only this backend (may be repeated)")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="only this peer (may be repeated)")
     parser.add_argument("--batch", type=int, action="append", help="images (may be repeated; default 8)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
@@ -39,13 +41,14 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         f"{'op':22s}{'batch':>6s} {'dtype':10s}{'direction':10s}{'L2':6s}{'backend':9s}"
         f"{'ms':>9s}{'spread':>8s}{'GB/s':>8s}{'of copy':>9s}{'x eager':>9s}"
     )
-    rows = []
+    rows, peers = [], tuple(arguments.peer or PEERS)
     for name in arguments.op or specs():
         spec = specs()[name]
+        backends = arguments.backend or kernels(name, device)
         for batch in arguments.batch or [8]:
             for dtype in (getattr(torch, d) for d in arguments.dtype or ["float32", "bfloat16"]):
                 case = spec.bench(batch)
-                for row in bench(spec, case, dtype, kernels(name, device), device, arguments.rounds, copy):
+                for row in bench(spec, case, dtype, backends, peers, device, arguments.rounds, copy):
                     rows.append(row)
                     print(
                         f"{row.op:22s}{batch:6d} {row.dtype:10s}{row.direction:10s}{row.l2:6s}{row.backend:9s}"

@@ -5,7 +5,7 @@ Parity is checked first; what is wrong is not timed. A row's ratio is the peer's
 faster. GB/s is the least traffic of the op (its spec's cost) over the median.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -17,6 +17,10 @@ from benchmarks.timing import TEMPERATURES, Step, time_alternating
 from dit_fast.ops import use_backend
 from dit_fast.ops._core import Case, Spec
 from dit_fast.parity import check_case
+
+
+PEERS = ("eager", "compile")
+"""The reference in eager PyTorch, and through torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Row:
 
 def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, ...]:
     """A forward without gradients, and a backward alone (its forward is run once) where the op has one."""
-    reference = backend in ("eager", "compile")
+    reference = backend in PEERS
     function = spec.timed.get(backend if reference else "kernel", spec.reference if reference else spec.function)
     if backend == "compile":
         function = torch.compile(function, fullgraph=True, dynamic=False)
@@ -67,9 +71,16 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, ...]:
 
 
 def bench(
-    spec: Spec, case: Case, dtype: torch.dtype, backends: list[str], device: str, rounds: int, copy: float
+    spec: Spec,
+    case: Case,
+    dtype: torch.dtype,
+    backends: list[str],
+    peers: Sequence[str],
+    device: str,
+    rounds: int,
+    copy: float,
 ) -> Iterator[Row]:
-    """Rows of one case: each backend that passes parity, then eager and torch.compile of the reference.
+    """Rows of one case: each backend that passes parity, then the peers, of which eager is the measure.
 
     `copy` is the machine's copy bandwidth in GB/s (benchmarks.timing).
     """
@@ -78,7 +89,7 @@ def bench(
             if not row.passed:
                 raise RuntimeError(f"not timed: {row}")
     inputs = spec.make(case, dtype, device)
-    made = {name: steps(spec, inputs, name) for name in [*backends, "eager", "compile"]}
+    made = {name: steps(spec, inputs, name) for name in dict.fromkeys([*backends, "eager", *peers])}
     cost = spec.cost(case.dims, dtype.itemsize)
     for i, direction in enumerate(("forward", "backward") if spec.gradients else ("forward",)):
         moved = cost.forward_bytes if direction == "forward" else cost.backward_bytes

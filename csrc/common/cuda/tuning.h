@@ -13,9 +13,9 @@ struct Tuning {
 
 // No GPU has been at hand to measure these. `blocks` is two on each multiprocessor of A100, H100/H200 and B200; the
 // tokens are the most that leave registers for two blocks without a spill.
-constexpr Tuning tuning(int compute_capability) {
-#if defined(DIT_TUNING)
-  return compute_capability ? Tuning{DIT_TUNING} : Tuning{};
+constexpr Tuning tuning([[maybe_unused]] int compute_capability) {
+#if defined(DIT_TUNE_BLOCKS)
+  return {DIT_TUNE_BLOCKS, DIT_TUNE_NORM_FORWARD, DIT_TUNE_NORM_BACKWARD, DIT_TUNE_GATE};
 #else
   if (compute_capability >= 100) return {2 * 148, 4, 2, 4};
   if (compute_capability >= 90) return {2 * 132, 4, 2, 4};
