@@ -18,7 +18,6 @@ from dit_fast.ops import use_backend
 from dit_fast.ops._core import Case, Spec
 from dit_fast.parity import check_case
 
-
 PEERS = ("eager", "compile")
 """The reference in eager PyTorch, and through torch.compile."""
 
