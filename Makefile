@@ -24,9 +24,10 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 # The CUDA kernels on the CPU, plain and under two sanitizers; tests/host_exec/build.py says who loads which.
 HOST_EXEC = cmake -S . -G Ninja -DDIT_HOST_EXEC=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
 host_exec: $(VENV)/ready
-	$(HOST_EXEC) -B build/host_exec && cmake --build build/host_exec --target host_exec
-	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address && cmake --build build/host_exec-address --target host_exec
-	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread && cmake --build build/host_exec-thread --target host_exec
+	$(HOST_EXEC) -B build/host_exec
+	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address
+	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread
+	for build in host_exec host_exec-address host_exec-thread; do cmake --build build/$$build --target host_exec || exit; done
 
 clean:
 	rm -rf $(VENV) build runs dit_fast/_native.so
