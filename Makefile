@@ -27,7 +27,7 @@ host_exec: $(VENV)/ready
 	$(HOST_EXEC) -B build/host_exec
 	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address
 	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread
-	for build in host_exec host_exec-address host_exec-thread; do cmake --build build/$$build --target host_exec || exit; done
+	set -e; for b in host_exec host_exec-address host_exec-thread; do cmake --build build/$$b --target host_exec; done
 
 clean:
 	rm -rf $(VENV) build runs dit_fast/_native.so

@@ -169,7 +169,7 @@ DIT_DEVICE void wgmma_wait() {
       : "l"(a), "l"(b), "r"(int(accumulate)))
 
 // d[64 x N] = a[64 x 16] b[N x 16]^T + (accumulate ? d : 0), by the 128 threads of a warpgroup, asynchronously. A
-// thread's d[4j + e] is row 16 (warp % 4) + g + 8 (e / 2), column 8j + 2t + e % 2. N = 64 so far; a width more is a branch more.
+// thread's d[4j + e] is row 16 (warp % 4) + g + 8 (e / 2), column 8j + 2t + e % 2. N = 64 so far.
 template <class T, int N>
 DIT_DEVICE void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(is_half_type<T> && N == 64);
