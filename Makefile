@@ -32,9 +32,10 @@ host_exec: $(VENV)/ready
 ifeq ($(shell command -v nvcc),)
 	@echo "no CUDA toolkit here: the CUDA kernels are neither compiled nor run, and their tests say so as they skip"
 else
-	$(HOST_EXEC) -B build/host_exec && cmake --build build/host_exec --target host_exec
-	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address && cmake --build build/host_exec-address --target host_exec
-	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread && cmake --build build/host_exec-thread --target host_exec
+	$(HOST_EXEC) -B build/host_exec
+	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address
+	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread
+	set -e; for b in host_exec host_exec-address host_exec-thread; do cmake --build build/$$b --target host_exec; done
 endif
 
 clean:

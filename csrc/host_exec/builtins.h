@@ -35,7 +35,9 @@ T shuffle(const Site& site, unsigned mask, T value, int source) {
 
 // ---- barriers
 
-inline void __syncthreads(HOST_EXEC_CALLER) { host_exec::Block::current().block_barrier(HOST_EXEC_SITE("__syncthreads")); }
+inline void __syncthreads(HOST_EXEC_CALLER) {
+  host_exec::Block::current().block_barrier(HOST_EXEC_SITE("__syncthreads"));
+}
 
 inline void __syncwarp(unsigned mask = host_exec::kFullMask, HOST_EXEC_CALLER) {
   char* tag = &host_exec::Block::current().warp().sync_tag;

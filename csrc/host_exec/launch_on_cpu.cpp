@@ -51,4 +51,14 @@ cudaError_t launch(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& body
 
 const char* last_message() { return message.c_str(); }
 
+const char* sanitizer() {
+#if defined(__SANITIZE_ADDRESS__)
+  return "address";
+#elif defined(__SANITIZE_THREAD__)
+  return "thread";
+#else
+  return "none";
+#endif
+}
+
 }  // namespace host_exec

@@ -11,7 +11,6 @@
 namespace host_exec {
 
 cudaError_t launch(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& body);
-const char* last_message();
 
 }  // namespace host_exec
 

@@ -13,16 +13,12 @@
 #include <vector>
 
 #include "host_exec/probes.h"
-#include "host_exec/sanitizers.h"
 #include "host_exec/selftest.h"
 #include "host_exec/settings.h"
 
 namespace py = pybind11;
 
 namespace host_exec {
-
-const char* last_message();  // launch_on_cpu.h, which brings CUDA's words with it
-
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
@@ -107,7 +103,7 @@ PYBIND11_MODULE(_host_exec, m) {
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 0);
   m.def("order", &order);
   m.def("set_compute_capability", [](int value) { settings.compute_capability = value; });
-  m.def("sanitizer", &sanitizers::name);
+  m.def("sanitizer", &sanitizer);
   m.def("bugs", &bugs);
   m.def("row_sums", &row_sums, py::arg("x"), py::arg("bug") = "none");
   m.def("probes", &probes);

@@ -145,7 +145,7 @@ inline void tma_load(void* tile, const TensorMap* map, uint64_t* barrier, int ro
   host_exec::Block& block = host_exec::Block::current();
   const TensorMap m = *map;
   const int bytes = m.box_rows * 128;
-  if (!host_exec::ptx::aligned(tile, kSwizzleAtomBytes)) host_exec::fail(to_string(site) + ": tile not aligned to 1024");
+  if (!host_exec::ptx::aligned(tile, kSwizzleAtomBytes)) host_exec::fail(to_string(site) + ": tile not 1 KB aligned");
   if (!block.in_dynamic(tile, size_t(bytes))) host_exec::fail(to_string(site) + ": tile outside dynamic shared memory");
   host_exec::poison(tile, size_t(bytes));
   block.engine_issue([=] {

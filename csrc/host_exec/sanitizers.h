@@ -26,16 +26,6 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 namespace host_exec::sanitizers {
 
-constexpr const char* name() {
-#if defined(__SANITIZE_ADDRESS__)
-  return "address";
-#elif defined(__SANITIZE_THREAD__)
-  return "thread";
-#else
-  return "none";
-#endif
-}
-
 // While one lives, ThreadSanitizer ignores this fiber's memory accesses: they are host_exec's own bookkeeping, shared
 // by all fibers, which cannot race because fibers take turns.
 class Bookkeeping {

@@ -16,4 +16,10 @@ struct Settings {
 
 inline Settings settings;
 
+// What kernels were compiled with: "none", "address" or "thread".
+const char* sanitizer();
+
+// Of the last launch that failed on the calling thread.
+const char* last_message();
+
 }  // namespace host_exec

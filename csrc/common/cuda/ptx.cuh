@@ -79,8 +79,8 @@ DIT_DEVICE void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
   }
 }
 
-// Loads 8x8 matrices of 16-bit elements from shared memory. Lane 8i + j gives the address, a multiple of 16, of row j of
-// matrix i; each lane receives of every matrix the elements 2t and 2t + 1 of row g, with _trans those of column g.
+// Loads 8x8 matrices of 16-bit elements from shared memory. Lane 8i + j gives the address, a multiple of 16, of row j
+// of matrix i; each lane receives of every matrix the elements 2t and 2t + 1 of row g, with _trans those of column g.
 DIT_DEVICE void ldmatrix_x1(uint32_t& r, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r) : "r"(smem_address(row)) : "memory");
 }

@@ -142,7 +142,7 @@ DIT_DEVICE void wgmma_commit() {
     __trap();
   }
 }
-// Waits until at most `Groups` committed groups are under way. Until then the accumulators and the tiles belong to them.
+// Waits until at most `Groups` committed groups are under way. Until then accumulators and tiles belong to them.
 template <int Groups>
 DIT_DEVICE void wgmma_wait() {
   if constexpr (has_wgmma) {
@@ -168,8 +168,8 @@ DIT_DEVICE void wgmma_wait() {
         "+f"(d[30]), "+f"(d[31])                                                                                \
       : "l"(a), "l"(b), "r"(int(accumulate)))
 
-// d[64 x N] = a[64 x 16] b[N x 16]^T + (accumulate ? d : 0), by the 128 threads of a warpgroup, asynchronously. Thread's
-// d[4j + e] is row 16 (warp % 4) + g + 8 (e / 2), column 8j + 2t + e % 2. N = 64 so far; a width more is a branch more.
+// d[64 x N] = a[64 x 16] b[N x 16]^T + (accumulate ? d : 0), by the 128 threads of a warpgroup, asynchronously. A
+// thread's d[4j + e] is row 16 (warp % 4) + g + 8 (e / 2), column 8j + 2t + e % 2. N = 64 so far.
 template <class T, int N>
 DIT_DEVICE void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(is_half_type<T> && N == 64);
