@@ -21,6 +21,7 @@ schema, `Tensor(a!)` or `Tensor(a!)[]`, is changed in place; one that is not con
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,9 +36,20 @@ from .triton_support import triton_why_not
 LIBRARY = torch.library.Library("dit_fast", "DEF")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+OLDEST_GPU = (8, 0)
+"""Compute capability that the CUDA kernels are built for, or newer."""
+
 OPS: dict[str, "Op"] = {}
 
 Limits = Callable[[str, Sequence[Tensor]], str | None]
+
+
+@torch.compiler.assume_constant_result
+@lru_cache
+def too_old(index: int | None) -> str | None:
+    """Why the CUDA kernels cannot run on this GPU."""
+    found = torch.cuda.get_device_capability(index)
+    return None if found >= OLDEST_GPU else f"the kernels need compute capability {OLDEST_GPU}, this GPU has {found}"
 
 
 class Backend:
@@ -151,28 +163,30 @@ class Op:
         """Why `backend` cannot run on these tensors; None if it can. The error, skip reason and table cell."""
         if backend == "reference":
             return None
-        device, dtype = tensors[0].device.type, tensors[0].dtype
+        dtype = tensors[0].dtype
         if backend in self.backends and backend not in BACKENDS:
             return self.backends[backend].why_not(tensors)
         if backend not in BACKENDS:
             return f"{self.name} has no backend {backend!r}"
         if dtype not in KERNEL_DTYPES:
             return f"{dtype} is not among float32, bfloat16, float16"
-        reason = self._missing(backend, device)
+        reason = self._missing(backend, tensors[0].device)
         if reason is None and self.limits is not None:
             reason = self.limits(backend, tensors)
         return reason
 
-    def _missing(self, backend: str, device: str) -> str | None:
+    def _missing(self, backend: str, device: torch.device) -> str | None:
         if backend == "triton":
-            return triton_why_not(device)
-        if device != backend:
-            return f"tensors are on {device}"
+            return triton_why_not(device.type)
+        if device.type != backend:
+            return f"tensors are on {device.type}"
         if backend == "cpu" and self.cpu_module is not None:
             return None
         if native.MISSING is not None:
             return native.MISSING
-        return None if backend in self.native else f"no {backend} kernel of {self.name} in the native library"
+        if backend not in self.native:
+            return f"no {backend} kernel of {self.name} in the native library"
+        return too_old(device.index) if backend == "cuda" else None
 
     def select(self, *tensors: Tensor) -> str:
         """The backend to run now on these tensors: the one asked for, or `auto`'s choice."""
