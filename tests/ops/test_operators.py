@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_fast import ops
 from dit_fast.ops import BackendUnavailable, current_backend, specs, use_backend
-from dit_fast.ops._core import OPS, Op, backends
+from dit_fast.ops._core import OPS, Op, backends, op
 from dit_fast.parity import run
 
 SPECS = specs()
@@ -172,3 +172,13 @@ def test_chunk_views_reach_the_kernel_uncopied():
         Op._backend = backend
     pointers = {t.data_ptr() for t in seen if isinstance(t, torch.Tensor)}
     assert {t.data_ptr() for t in (x, shift, scale, gate)} <= pointers
+
+
+def test_a_gpu_that_is_too_old_is_a_reason(monkeypatch):
+    capability = {0: (7, 5), 1: (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability.get)
+    monkeypatch.setattr(op, "_capability", {})
+    assert "need compute capability (8, 0), this GPU has (7, 5)" in op.too_old(0)
+    assert op.too_old(1) is None
+    compiled = torch.compile(lambda x: x + (op.too_old(1) is None), fullgraph=True, backend="aot_eager")
+    assert compiled(torch.zeros(1)).item() == 1

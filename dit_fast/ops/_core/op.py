@@ -21,7 +21,6 @@ schema, `Tensor(a!)` or `Tensor(a!)[]`, is changed in place; one that is not con
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,11 +43,15 @@ OPS: dict[str, "Op"] = {}
 Limits = Callable[[str, Sequence[Tensor]], str | None]
 
 
+_capability: dict[int | None, tuple[int, int]] = {}
+
+
 @torch.compiler.assume_constant_result
-@lru_cache
 def too_old(index: int | None) -> str | None:
     """Why the CUDA kernels cannot run on this GPU."""
-    found = torch.cuda.get_device_capability(index)
+    if index not in _capability:
+        _capability[index] = torch.cuda.get_device_capability(index)
+    found = _capability[index]
     return None if found >= OLDEST_GPU else f"the kernels need compute capability {OLDEST_GPU}, this GPU has {found}"
 
 
