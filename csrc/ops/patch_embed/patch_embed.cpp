@@ -136,7 +136,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor x, Tenso
         weight, op);
   if (needed[1] || needed[2])
     run(device,
-        PatchEmbedWeightGrad{from, x.const_data_ptr(), nullptr, nullptr, problem.tokens(), d, 0, problem.grid, dtype}, x,
+        PatchEmbedWeightGrad{from, x.const_data_ptr(), nullptr, nullptr, problem.tokens(), d, 0, problem.grid, dtype},
+        x,
         WeightGradients{needed[1] ? dweight.mutable_data_ptr() : nullptr,
                         needed[2] ? dbias.mutable_data_ptr() : nullptr});
   if (needed[3]) run(device, PatchEmbedPosGrad{from, dpos.mutable_data_ptr(), n, t, d, dtype});

@@ -22,8 +22,10 @@ int64_t feature_tiles(int64_t pixels) {
   return tiles_of(pixels + 1, pixels < kFewFeatures ? kFewFeatures : kManyFeatures);
 }
 
-// Kernels number tokens and blocks in 32 bits.
-bool fits(int64_t tokens, int64_t blocks) { return tokens + kPatchTokens <= INT32_MAX && blocks <= INT32_MAX; }
+// Kernels number tokens, columns and blocks in 32 bits, up to the end of the last tile.
+bool fits(int64_t tokens, int64_t dim, int64_t blocks) {
+  return tokens <= INT32_MAX - kPatchTokens && dim <= INT32_MAX - kPatchColumns && blocks <= INT32_MAX;
+}
 
 PatchWalk forward_walk(int64_t tokens, int64_t position_count, int64_t dim) {
   const int64_t tiles = tiles_of(tokens, kPatchTokens), column_tiles = tiles_of(dim, kPatchColumns);
@@ -38,7 +40,7 @@ PatchWalk forward_walk(int64_t tokens, int64_t position_count, int64_t dim) {
 int patch_embed_forward_cuda(const PatchEmbedForward& a, void* stream) {
   if (a.tokens * a.dim == 0) return cudaSuccess;
   const int64_t column_tiles = tiles_of(a.dim, kPatchColumns);
-  if (!fits(a.tokens, tiles_of(a.tokens, kPatchTokens) * column_tiles)) return cudaErrorInvalidValue;
+  if (!fits(a.tokens, a.dim, tiles_of(a.tokens, kPatchTokens) * column_tiles)) return cudaErrorInvalidValue;
   const PatchWalk walk = forward_walk(a.tokens, a.grid.tokens(), a.dim);
   const int64_t groups = tiles_of(tiles_of(walk.tiles, walk.period), walk.length);
   return dispatch_cuda(a.dtype, [&](auto* element) {
@@ -60,7 +62,7 @@ int patch_embed_weight_grad_cuda(const PatchEmbedWeightGrad& a, void* stream) {
   if (a.tokens * a.dim == 0) return cudaSuccess;
   const int64_t features = feature_tiles(a.grid.pixels()), columns = tiles_of(a.dim, kPatchColumns);
   const int64_t blocks = tiles_of(a.tokens, a.chunk) * features * columns;
-  if (!fits(a.tokens, blocks)) return cudaErrorInvalidValue;
+  if (!fits(a.tokens, a.dim, blocks)) return cudaErrorInvalidValue;
   return dispatch_cuda(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     const auto with = [&](auto* kernel, size_t room) {
@@ -87,9 +89,10 @@ int patch_embed_pos_grad_cuda(const PatchEmbedPosGrad& a, void* stream) {
 
 int patch_embed_image_grad_cuda(const PatchEmbedImageGrad& a, void* stream) {
   if (a.tokens == 0) return cudaSuccess;
-  const int64_t pixels = a.grid.pixels(), pixel_tiles = tiles_of(pixels, pixels <= kFewPixels ? kFewPixels : kManyPixels);
+  const int64_t pixels = a.grid.pixels();
+  const int64_t pixel_tiles = tiles_of(pixels, pixels <= kFewPixels ? kFewPixels : kManyPixels);
   const int64_t blocks = tiles_of(a.tokens, kPatchTokens) * pixel_tiles;
-  if (!fits(a.tokens, blocks)) return cudaErrorInvalidValue;
+  if (!fits(a.tokens, a.dim, blocks)) return cudaErrorInvalidValue;
   return dispatch_cuda(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return launch(pixels <= kFewPixels ? patch_embed_image_grad_kernel<T, kFewPixels>

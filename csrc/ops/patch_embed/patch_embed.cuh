@@ -6,10 +6,10 @@
 //   dweight      = sum_NT dout[n, t] patch(n, t)^T,   dbias = sum_NT dout[n, t],   dpos[t] = sum_N dout[n, t]
 //   dpatch(n, t) = weight^T dout[n, t], written to where patch(n, t) lies in dx
 //
-// Products are tiles of tile_mma.cuh, 8 warps a block forward and 4 backward; operands pass through shared memory in their storage dtype and
-// are 0 past the edges of the problem. Pixels come straight from the image, in the widest words that p allows. Any D
-// and K work; where a row of D (or K) elements is a multiple of 16 bytes it moves in such vectors, without masks inside.
-// Sums are float32, results are rounded once. Saved for backward: x, weight.
+// Products are tiles of tile_mma.cuh, 8 warps a block forward and 4 backward; operands pass through shared memory in
+// their storage dtype and are 0 past the edges of the problem. Pixels come straight from the image, in the widest words
+// that p allows. Any D and K work; where a row of D (or K) elements is a multiple of 16 bytes it moves in such vectors,
+// else one by one. Sums are float32, results are rounded once. Saved for backward: x, weight.
 //
 // Each kernel's own comment says how its grid maps to tiles.
 #pragma once
@@ -56,11 +56,11 @@ DIT_DEVICE void stage_pixels(const PatchGrid& grid, int k, int count, int64_t* p
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) pixels[i] = patch_pixel(grid, k + i);
 }
 
-// Copies every `step`th word of a patch from `word` on, four loads at a time.
-template <class Word, class T>
+// Copies every `step`th word of a patch from `word` on, kLoads at a time.
+template <class Word, int kLoads, class T>
 DIT_DEVICE void gather_words(const T* corner, bool exists, const int64_t* pixels, int count, int word, int step,
                              T* to) {
-  constexpr int kElements = sizeof(Word) / sizeof(T), kLoads = 4;
+  constexpr int kElements = sizeof(Word) / sizeof(T);
   for (; word * kElements < count; word += kLoads * step) {
     Word loaded[kLoads];
 #pragma unroll
@@ -81,18 +81,18 @@ DIT_DEVICE void gather_words(const T* corner, bool exists, const int64_t* pixels
 template <int kThreads, int kTokens, int kPitch, class T>
 DIT_DEVICE void stage_patches(const T* corner, bool exists, int patch, const int64_t* pixels, int count, int width,
                               float after, T* to) {
-  constexpr int kStep = kThreads / kTokens;
+  constexpr int kStep = kThreads / kTokens, kLoads = 512 / kThreads;
   const int part = int(threadIdx.x) / kTokens;
   T* row = to + int(threadIdx.x) % kTokens * kPitch;
   const int bytes = (patch & -patch) * int(sizeof(T));  // of the widest word that p is a multiple of
   if (bytes % 16 == 0)
-    gather_words<uint4>(corner, exists, pixels, count, part, kStep, row);
+    gather_words<uint4, kLoads>(corner, exists, pixels, count, part, kStep, row);
   else if (bytes % 8 == 0)
-    gather_words<uint2>(corner, exists, pixels, count, part, kStep, row);
+    gather_words<uint2, kLoads>(corner, exists, pixels, count, part, kStep, row);
   else if (bytes % 4 == 0)
-    gather_words<uint32_t>(corner, exists, pixels, count, part, kStep, row);
+    gather_words<uint32_t, kLoads>(corner, exists, pixels, count, part, kStep, row);
   else if constexpr (is_half_type<T>)
-    gather_words<uint16_t>(corner, exists, pixels, count, part, kStep, row);
+    gather_words<uint16_t, kLoads>(corner, exists, pixels, count, part, kStep, row);
   for (int k = count + part; k < width; k += kStep) row[k] = from_float<T>(k == count ? after : 0.f);
 }
 
@@ -118,7 +118,7 @@ DIT_DEVICE void double_buffered(int steps, Stage&& stage, Compute&& compute) {
 // ---- Eight neighbouring columns of a row of D elements, those that exist
 
 template <class T>
-DIT_DEVICE void load_columns(const T* row, int64_t column, int64_t dim, float (&out)[8]) {
+DIT_DEVICE void load_columns(const T* row, int column, int dim, float (&out)[8]) {
   if (dim % kVec<T> == 0) {
 #pragma unroll
     for (int v = 0; v < 8; v += kVec<T>) {
@@ -134,7 +134,7 @@ DIT_DEVICE void load_columns(const T* row, int64_t column, int64_t dim, float (&
 }
 
 template <class T>
-DIT_DEVICE void store_columns(T* row, int64_t column, int64_t dim, const float (&in)[8]) {
+DIT_DEVICE void store_columns(T* row, int column, int dim, const float (&in)[8]) {
   if (dim % kVec<T> == 0) {
 #pragma unroll
     for (int v = 0; v < 8; v += kVec<T>) {
@@ -175,65 +175,66 @@ struct PatchForwardRoom {
 
 // out = c + bias + pos for a warp's 32 tokens from `token` and 32 columns from `column` on; position[r] of row 8 r + g.
 template <class T>
-DIT_DEVICE void write_embedding(const PatchEmbedForward& a, const TileSums<32, 32>& c, int64_t token, int64_t column,
+DIT_DEVICE void write_embedding(const PatchEmbedForward& a, const TileSums<32, 32>& c, int token, int column,
                                 const int (&position)[4], int lane) {
   const T *bias = static_cast<const T*>(a.bias), *pos = static_cast<const T*>(a.pos);
-  const int64_t first = column + lane % 4 * 8;
+  const int first = column + lane % 4 * 8, dim = int(a.dim);
   float base[8] = {};
-  if (bias != nullptr) load_columns(bias, first, a.dim, base);
+  if (bias != nullptr) load_columns(bias, first, dim, base);
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    const int64_t mine = token + 8 * r + lane / 4;
-    if (mine >= a.tokens) continue;
+    const int mine = token + 8 * r + lane / 4;
+    if (mine >= int(a.tokens)) continue;
     float sum[8], place[8];
     spread_sums(c, r / 2, r % 2, 0, sum);
-    load_columns(pos + position[r] * a.dim, first, a.dim, place);
+    load_columns(pos + position[r] * a.dim, first, dim, place);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] += base[i] + place[i];
-    store_columns(static_cast<T*>(a.out) + mine * a.dim, first, a.dim, sum);
+    store_columns(static_cast<T*>(a.out) + mine * a.dim, first, dim, sum);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kForwardThreads, 2)
+__global__ void __launch_bounds__(kForwardThreads, is_half_type<T> ? 3 : 2)
     patch_embed_forward_kernel(PatchEmbedForward a, PatchWalk walk) {
   constexpr int kDepth = kPatchDepth<T>, kPitch = PatchForwardRoom<T>::kPitch;
   __shared__ PatchForwardRoom<T> room;
   const int thread = int(threadIdx.x), lane = thread % 32;
   const int warp_row = thread / 128 * 32, warp_column = thread / 32 % 4 * 32;
-  const int64_t column = int64_t(blockIdx.x) % walk.column_tiles * kPatchColumns;
-  const int start = int(blockIdx.x) / walk.column_tiles, group = start / walk.period;
-  const int first = start % walk.period + walk.period * group * walk.length;
+  const int column = int(blockIdx.x) % walk.column_tiles * kPatchColumns, start = int(blockIdx.x) / walk.column_tiles;
+  int tile = start % walk.period + start / walk.period * walk.period * walk.length;
+  const int last = min(walk.tiles, tile + walk.period * walk.length);
   const int pixels = patch_pixels(a.grid), patch = int(a.grid.patch);
 
-  const int64_t mine = int64_t(first) * kPatchTokens + thread % kPatchTokens, step = int64_t(walk.period) * kPatchTokens;
-  const T* corner = static_cast<const T*>(a.x) + patch_corner(a.grid, uint32_t(mine));
-  const int64_t corner_step = step * pixels;
+  const T* corner = static_cast<const T*>(a.x) + patch_corner(a.grid, tile * kPatchTokens + thread % kPatchTokens);
+  const int64_t corner_step = int64_t(walk.period) * kPatchTokens * pixels;
   int position[4];  // of the thread's rows
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    position[r] = int((int64_t(first) * kPatchTokens + warp_row + 8 * r + lane / 4) % patch_tokens(a.grid));
+    position[r] = (tile * kPatchTokens + warp_row + 8 * r + lane / 4) % patch_tokens(a.grid);
 
   int buffer = 0;
-  for (int i = 0; i < walk.length && first + i * walk.period < walk.tiles; ++i, corner += corner_step) {
+  for (bool fresh = true; tile < last; tile += walk.period, corner += corner_step, fresh = false) {
     TileSums<32, 32> c = {};
+    const bool exists = tile * kPatchTokens + thread % kPatchTokens < a.tokens;
     for (int k = 0; k < pixels; k += kDepth, buffer ^= 1) {
       const int count = pixels - k < kDepth ? pixels - k : kDepth, depth = (count + 15) / 16 * 16;
-      if (i == 0 || pixels > kDepth) {
+      if (fresh || pixels > kDepth) {
         __syncthreads();  // nobody reads the weight any more
         stage_pixels(a.grid, k, count, room.pixels);
-        stage_matrix<kForwardThreads, kPatchColumns, kDepth, kPitch, true>(a.weight, a.dim, pixels, column, k, room.weight);
+        stage_matrix<kForwardThreads, kPatchColumns, kDepth, kPitch, true>(a.weight, a.dim, pixels, column, k,
+                                                                           room.weight);
         cp_async_commit();
         cp_async_wait<0>();
         __syncthreads();
       }
-      stage_patches<kForwardThreads, kPatchTokens, kPitch>(corner, mine + i * step < a.tokens, patch, room.pixels, count, depth, 0.f,
-                                          room.patches[buffer]);
-      __syncthreads();  // the one barrier of a tile: the other buffer is written next
+      stage_patches<kForwardThreads, kPatchTokens, kPitch>(corner, exists, patch, room.pixels, count, depth, 0.f,
+                                                           room.patches[buffer]);
+      __syncthreads();  // the one barrier of a tile: what is written next is the other buffer
       tile_mma<Major::k, Major::k>(c, room.patches[buffer] + warp_row * kPitch, kPitch,
                                    room.weight + warp_column * kPitch, kPitch, depth, lane);
     }
-    write_embedding<T>(a, c, first * int64_t(kPatchTokens) + i * step + warp_row, column + warp_column, position, lane);
+    write_embedding<T>(a, c, tile * kPatchTokens + warp_row, column + warp_column, position, lane);
   }
 }
 
@@ -277,10 +278,11 @@ __global__ void __launch_bounds__(kGradientThreads, is_half_type<T> ? 4 : 3)
       int((last - first + kTokens - 1) / kTokens),
       [&](int i, int buffer) {
         const int64_t token = first + int64_t(i) * kTokens, mine = token + thread % kTokens;
-        stage_matrix<kGradientThreads, kTokens, kPatchColumns, Room::kDoutPitch>(a.dout, last, a.dim, token, column, room.dout[buffer]);
+        stage_matrix<kGradientThreads, kTokens, kPatchColumns, Room::kDoutPitch>(a.dout, last, a.dim, token, column,
+                                                                                 room.dout[buffer]);
         const T* corner = static_cast<const T*>(a.x) + patch_corner(a.grid, uint32_t(mine));
-        stage_patches<kGradientThreads, kTokens, Room::kPitch>(corner, mine < last, patch, room.pixels, count, kFeatures, 1.f,
-                                             room.features[buffer]);
+        stage_patches<kGradientThreads, kTokens, Room::kPitch>(corner, mine < last, patch, room.pixels, count,
+                                                               kFeatures, 1.f, room.features[buffer]);
       },
       [&](int buffer) {
         tile_mma<Major::mn, Major::mn>(c, room.dout[buffer] + warp_column, Room::kDoutPitch, room.features[buffer],
@@ -382,8 +384,10 @@ __global__ void __launch_bounds__(kGradientThreads)
       int((a.dim + kDepth - 1) / kDepth),
       [&](int i, int buffer) {
         const int64_t column = int64_t(i) * kDepth;
-        stage_matrix<kGradientThreads, kPatchTokens, kDepth, Room::kDoutPitch>(a.dout, a.tokens, a.dim, token, column, room.dout[buffer]);
-        stage_matrix<kGradientThreads, kDepth, kPixels, Room::kPitch>(a.weight, a.dim, pixels, column, pixel, room.weight[buffer]);
+        stage_matrix<kGradientThreads, kPatchTokens, kDepth, Room::kDoutPitch>(a.dout, a.tokens, a.dim, token, column,
+                                                                               room.dout[buffer]);
+        stage_matrix<kGradientThreads, kDepth, kPixels, Room::kPitch>(a.weight, a.dim, pixels, column, pixel,
+                                                                      room.weight[buffer]);
       },
       [&](int buffer) {
         tile_mma<Major::k, Major::mn>(c, room.dout[buffer] + warp_row * Room::kDoutPitch, Room::kDoutPitch,
