@@ -1,4 +1,5 @@
 # make demo: train a small DiT on real digits and draw some.   make test: everything CI runs.
+# make gpu: on a machine with a GPU and its own torch, what only a GPU can tell (benchmarks/gpu.py).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/ready
 	dit-fast demo --out runs/demo
 
-test: $(VENV)/ready
+test: $(VENV)/ready host_exec
 	ruff check .
 	mypy
 	OMP_NUM_THREADS=1 pytest -n 2
@@ -21,7 +22,22 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 	dit-fast info
 	touch $@
 
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+# The CUDA kernels on the CPU, plain and under two sanitizers; tests/host_exec/build.py says who loads which. Needs the
+# headers of the CUDA toolkit, no GPU.
+HOST_EXEC = cmake -S . -G Ninja -DDIT_HOST_EXEC=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+host_exec: $(VENV)/ready
+ifeq ($(shell command -v nvcc),)
+	@echo "no CUDA toolkit here: the CUDA kernels are neither compiled nor run, and their tests say so as they skip"
+else
+	$(HOST_EXEC) -B build/host_exec && cmake --build build/host_exec --target host_exec
+	$(HOST_EXEC) -B build/host_exec-address -DDIT_SANITIZE=address && cmake --build build/host_exec-address --target host_exec
+	$(HOST_EXEC) -B build/host_exec-thread -DDIT_SANITIZE=thread && cmake --build build/host_exec-thread --target host_exec
+endif
+
 clean:
 	rm -rf $(VENV) build runs dit_fast/_native.so
 
-.PHONY: demo test clean
+.PHONY: demo test host_exec gpu clean

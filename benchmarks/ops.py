@@ -5,8 +5,7 @@ Parity is checked first; what is wrong is not timed. A row's ratio is the peer's
 faster. GB/s is the least traffic of the op (its spec's cost) over the median.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,32 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.timing import TEMPERATURES, Step, time_alternating
 from dit_fast.ops import use_backend
 from dit_fast.ops._core import Case, Spec
 from dit_fast.parity import check_case
 
-Step = Callable[[], object]
-
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of one op in one direction. Milliseconds are medians; spread is (p75 - p25) / median."""
+    """One implementation of one op in one direction. Milliseconds are medians; spread is (p75 - p25) / median.
+
+    `l2` is "cold" or "warm" on a GPU; `share` is of the bandwidth of a plain copy in the same run.
+    """
 
     op: str
     case: str
     dtype: str
     direction: str
+    l2: str
     backend: str
     ms: float
     spread: float
     gbytes_per_s: float
+    share: float
     ratio_to_eager: float
 
 
-def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]:
-    """A forward without gradients, and a backward alone (its forward is run once)."""
+def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, ...]:
+    """A forward without gradients, and a backward alone (its forward is run once) where the op has one."""
     reference = backend in ("eager", "compile")
-    function = spec.reference if reference else spec.function
+    function = spec.timed.get(backend if reference else "kernel", spec.reference if reference else spec.function)
     if backend == "compile":
         function = torch.compile(function, fullgraph=True, dynamic=False)
     context = "reference" if reference else backend
@@ -49,6 +52,8 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]
         with use_backend(context), torch.no_grad():
             return function(**inputs)
 
+    if not spec.gradients:
+        return (forward,)
     with use_backend(context):
         outputs = function(**{**inputs, **leaves})
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -61,46 +66,30 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, Step]
     return forward, backward
 
 
-def time_alternating(functions: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns so that a drift of the machine touches all alike."""
+def bench(
+    spec: Spec, case: Case, dtype: torch.dtype, backends: list[str], device: str, rounds: int, copy: float
+) -> Iterator[Row]:
+    """Rows of one case: each backend that passes parity, then eager and torch.compile of the reference.
 
-    def once(function: Step) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    for function in functions.values():
-        for _ in range(3):
-            once(function)
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(once(function))
-    return times
-
-
-def bench(spec: Spec, case: Case, dtype: torch.dtype, backends: list[str], device: str, rounds: int) -> Iterator[Row]:
-    """Rows of one case: each backend that passes parity, then eager and torch.compile of the reference."""
+    `copy` is the machine's copy bandwidth in GB/s (benchmarks.timing).
+    """
     for backend in backends:
         for row in check_case(spec, backend, dtype, spec.cases[1], device):
             if not row.passed:
                 raise RuntimeError(f"not timed: {row}")
     inputs = spec.make(case, dtype, device)
-    names = [*backends, "eager", "compile"]
-    pairs = {name: steps(spec, inputs, name) for name in names}
+    made = {name: steps(spec, inputs, name) for name in [*backends, "eager", "compile"]}
     cost = spec.cost(case.dims, dtype.itemsize)
-    for i, direction in enumerate(("forward", "backward")):
-        times = time_alternating({name: pair[i] for name, pair in pairs.items()}, rounds, device)
+    for i, direction in enumerate(("forward", "backward") if spec.gradients else ("forward",)):
         moved = cost.forward_bytes if direction == "forward" else cost.backward_bytes
-        eager = median(times["eager"])
-        for name, values in times.items():
-            middle, ordered = median(values), sorted(values)
-            spread = (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / middle
-            yield Row(
-                spec.op.name, case.name, str(dtype).removeprefix("torch."), direction, name,
-                middle * 1e3, spread, moved / middle / 1e9, eager / middle,
-            )  # fmt: skip
+        for l2 in TEMPERATURES[device]:
+            times = time_alternating({name: functions[i] for name, functions in made.items()}, rounds, device, l2)
+            eager = median(times["eager"])
+            for name, values in times.items():
+                middle, ordered = median(values), sorted(values)
+                spread = (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / middle
+                rate = moved / middle / 1e9
+                yield Row(
+                    spec.op.name, case.name, str(dtype).removeprefix("torch."), direction, l2, name,
+                    middle * 1e3, spread, rate, rate / copy, eager / middle,
+                )  # fmt: skip

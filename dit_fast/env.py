@@ -10,3 +10,8 @@ DEFAULT_BACKEND = os.environ.get("DIT_FAST_BACKEND", "auto")
 def triton_interpret() -> bool:
     """Whether Triton runs its kernels in its interpreter (Triton's own TRITON_INTERPRET, set before first use)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def without_triton_interpret() -> dict[str, str]:
+    """The environment for a child process in which Triton compiles its kernels."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -95,7 +95,7 @@ def run(
         for o in outputs
     ]
     wanted = [k for k in gradients if k in leaves]
-    grads = torch.autograd.grad(outputs, [leaves[k] for k in wanted], cotangents)
+    grads = torch.autograd.grad(outputs, [leaves[k] for k in wanted], cotangents) if wanted else ()
     return {
         **{f"out{i}": o.detach() for i, o in enumerate(outputs)},
         **{f"d{k}": g for k, g in zip(wanted, grads, strict=True)},
@@ -126,7 +126,12 @@ def compare(got: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dtype) -> tu
 
 
 def to_float64(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    def exact(value: Any) -> Any:
+        if isinstance(value, list):
+            return [exact(item) for item in value]
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {k: exact(v) for k, v in inputs.items()}
 
 
 def check_case(

@@ -3,11 +3,16 @@
 // every op that has CUDA kernels under torch.ops.dit_fast_host_exec, on CPU tensors; import torch first.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "host_exec/probes.h"
 #include "host_exec/sanitizers.h"
 #include "host_exec/selftest.h"
 #include "host_exec/settings.h"
@@ -15,6 +20,9 @@
 namespace py = pybind11;
 
 namespace host_exec {
+
+const char* last_message();  // launch_on_cpu.h, which brings CUDA's words with it
+
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
@@ -38,10 +46,57 @@ std::string order() {
   return "";
 }
 
-Array row_sums(const Array& x) {
-  Array out(x.shape(0));
-  selftest::row_sums(x.data(), out.mutable_data(), x.shape(0), x.shape(1));
+selftest::Bug find_bug(const std::string& wanted) {
+  for (auto [bug, name] : selftest::kBugs)
+    if (wanted == name) return bug;
+  throw py::value_error("bug: expected one of bugs(), got " + wanted);
+}
+
+std::vector<std::string> bugs() {
+  std::vector<std::string> names;
+  for (auto [bug, name] : selftest::kBugs) names.emplace_back(name);
+  return names;
+}
+
+Array to_array(const std::vector<float>& values, std::vector<py::ssize_t> shape) {
+  Array out(shape);
+  std::copy(values.begin(), values.end(), out.mutable_data());
   return out;
+}
+
+Array row_sums(const Array& x, const std::string& bug) {
+  return to_array(selftest::row_sums(find_bug(bug), x.data(), x.shape(0), x.shape(1)), {x.shape(0)});
+}
+
+Array gemm(const Array& a, const Array& b, const std::string& bug) {
+  return to_array(selftest::gemm(find_bug(bug), a.data(), b.data(), a.shape(0), b.shape(0), a.shape(1)),
+                  {a.shape(0), b.shape(0)});
+}
+
+std::vector<std::string> probes() {
+  std::vector<std::string> names;
+  for (int i = 0; dit_probe_name(i); ++i) names.emplace_back(dit_probe_name(i));
+  return names;
+}
+
+std::pair<size_t, size_t> probe_sizes(const std::string& name) {
+  size_t in = 0, out = 0;
+  if (!dit_probe_sizes(name.c_str(), &in, &out)) throw py::value_error("name: expected one of probes(), got " + name);
+  return {in, out};
+}
+
+py::bytes probe(const std::string& name, const std::string& in) {
+  const auto [in_bytes, out_bytes] = probe_sizes(name);
+  if (in.size() != in_bytes)
+    throw py::value_error("input: expected " + std::to_string(in_bytes) + " bytes, got " + std::to_string(in.size()));
+  struct alignas(16) Sixteen {
+    char bytes[16];
+  };
+  std::vector<Sixteen> input((in_bytes + 15) / 16), output((out_bytes + 15) / 16);
+  std::memcpy(input.data(), in.data(), in_bytes);
+  if (dit_probe(name.c_str(), input.data(), output.data(), nullptr) != cudaSuccess)
+    throw std::runtime_error(last_message());
+  return py::bytes(reinterpret_cast<const char*>(output.data()), out_bytes);
 }
 
 }  // namespace
@@ -53,5 +108,10 @@ PYBIND11_MODULE(_host_exec, m) {
   m.def("order", &order);
   m.def("set_compute_capability", [](int value) { settings.compute_capability = value; });
   m.def("sanitizer", &sanitizers::name);
-  m.def("row_sums", &row_sums);
+  m.def("bugs", &bugs);
+  m.def("row_sums", &row_sums, py::arg("x"), py::arg("bug") = "none");
+  m.def("probes", &probes);
+  m.def("probe_sizes", &probe_sizes, "the bytes it reads and writes", py::arg("name"));
+  m.def("probe", &probe, py::arg("name"), py::arg("input"));
+  m.def("gemm", &gemm, py::arg("a"), py::arg("b"), py::arg("bug") = "none");
 }

@@ -92,6 +92,16 @@ __attribute__((always_inline)) inline void become_fiber([[maybe_unused]] void* f
 #endif
 }
 
+// release(tag) in the name of `fiber`, which is not running; `self` is.
+HOST_EXEC_UNSEEN inline void release_for([[maybe_unused]] void* fiber, [[maybe_unused]] void* tag,
+                                         [[maybe_unused]] void* self) {
+#if defined(__SANITIZE_THREAD__)
+  become_fiber(fiber);
+  __tsan_release(tag);
+  become_fiber(self);
+#endif
+}
+
 // AddressSanitizer: call before_switch just before leaving a stack (with keep = null when it will never be entered
 // again) and after_switch as the first thing on the new one, which learns the stack it came from.
 inline void before_switch([[maybe_unused]] void** keep, [[maybe_unused]] const void* bottom,

@@ -60,6 +60,37 @@ std::string ranges(const std::vector<int>& numbers) {
   return text;
 }
 
+// Dynamic shared memory of one block. AddressSanitizer knows where it ends; without it, bytes behind the end tell
+// whether they were written.
+class DynamicMemory {
+ public:
+  explicit DynamicMemory(size_t bytes) : bytes_(bytes) {
+    if (bytes == 0) return;
+    void* p = nullptr;
+    if (posix_memalign(&p, kDynamicAlignment, bytes + kGuardBytes)) throw std::bad_alloc();
+    memory_.reset(static_cast<unsigned char*>(p));
+    poison(p, bytes + kGuardBytes);
+  }
+  unsigned char* get() const { return memory_.get(); }
+  void check() const {
+    for (size_t i = 0; memory_ && i < kGuardBytes; ++i)
+      if (memory_.get()[bytes_ + i] != 0xFF)
+        fail("a write " + std::to_string(i) + " bytes past the end of dynamic shared memory");
+  }
+
+ private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kGuardBytes = 0;
+#else
+  static constexpr size_t kGuardBytes = 256;
+#endif
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  size_t bytes_;
+  std::unique_ptr<unsigned char, Free> memory_;
+};
+
 }  // namespace
 
 void fail(const std::string& message) { throw std::runtime_error(message); }
@@ -91,6 +122,35 @@ void AsyncGroups::clear() {
   closed_.clear();
 }
 
+Accumulators::Lent& Accumulators::find(const float* registers) {
+  for (auto& lent : lent_)
+    if (lent.registers == registers) return lent;
+  fail("wgmma: accumulators that were not lent");
+}
+
+void Accumulators::lend(float* registers, size_t count) {
+  for (auto& lent : lent_)
+    if (lent.registers == registers) {
+      ++lent.times;
+      return;
+    }
+  lent_.push_back({registers, std::vector<float>(registers, registers + count), 1});
+  poison(registers, count * sizeof(float));
+}
+
+void Accumulators::give_back(float* registers) {
+  Lent& lent = find(registers);
+  if (--lent.times > 0) return;
+  std::memcpy(registers, lent.values.data(), lent.values.size() * sizeof(float));
+  lent = std::move(lent_.back());
+  lent_.pop_back();
+}
+
+void Accumulators::clear() {
+  lent_.clear();
+  fenced_ = false;
+}
+
 Block* Block::running = nullptr;
 
 Block::Block(dim3 grid_size, dim3 block_size, size_t dynamic_size)
@@ -116,16 +176,7 @@ bool Block::in_dynamic(const void* p, size_t bytes) const {
 }
 
 void Block::run(uint3 block_index, const Body& body) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<unsigned char, Free> memory;  // exactly as large as asked for: AddressSanitizer sees an overrun
-  if (dynamic_bytes) {
-    void* p = nullptr;
-    if (posix_memalign(&p, kDynamicAlignment, dynamic_bytes)) throw std::bad_alloc();
-    memory.reset(static_cast<unsigned char*>(p));
-    poison(p, dynamic_bytes);
-  }
+  const DynamicMemory memory(dynamic_bytes);
   dynamic = memory.get();
   scheduler_fiber_ = sanitizers::current_fiber();
   static void* const engine = sanitizers::create_fiber();
@@ -137,9 +188,13 @@ void Block::run(uint3 block_index, const Body& body) {
     running = this;
     schedule();
     running = nullptr;
+    if (!error_ && !engine_.empty())
+      error_ = std::make_exception_ptr(std::runtime_error("the block ends with TMA loads nobody waited for"));
+    engine_.clear();
   }
-  for (auto& t : threads_) sanitizers::acquire(&t);
+  settle();
   if (error_) std::rethrow_exception(error_);
+  memory.check();
 }
 
 void Block::prepare(uint3 block_index, const Body& body) {
@@ -166,6 +221,7 @@ void Block::schedule() {
       next = release(parked_);
     }
     if (next < 0 && !late_.empty()) next = release(late_);
+    if (next < 0 && run_engine()) continue;
     if (next < 0) {
       error_ = std::make_exception_ptr(std::runtime_error(deadlock()));
       return;
@@ -197,7 +253,6 @@ HOST_EXEC_UNSEEN void Block::start() {
   Thread& t = *b.thread;
   sanitizers::acquire(&t);
   b.run_thread(t);
-  sanitizers::release(&t);
   b.yield(t, true);
   std::abort();
 }
@@ -214,6 +269,7 @@ void Block::run_thread(Thread& t) {
   sanitizers::Bookkeeping bookkeeping;
   t.copies.clear();
   t.products.clear();
+  t.accumulators.clear();
   t.done = true;
   progress_ = true;
   --live_;
@@ -279,15 +335,41 @@ void Block::engine_issue(std::function<void()> work) {
   engine_.push_back(std::move(work));
 }
 
-void Block::run_engine() {
-  const auto todo = std::move(engine_);
-  engine_.clear();
-  for (auto& work : todo) {
-    sanitizers::become_fiber(engine_fiber_);
-    sanitizers::acquire(&engine_tag_);
+bool Block::run_engine() {
+  if (engine_.empty()) return false;
+  size_t i = 0;  // pieces of work may be done in any order
+  if (settings.order == Order::descending) i = engine_.size() - 1;
+  if (settings.order == Order::random) i = next_random() % engine_.size();
+  const auto work = std::move(engine_[i]);
+  engine_.erase(engine_.begin() + ptrdiff_t(i));
+  do_as_engine(work);
+  progress_ = true;
+  return true;
+}
+
+HOST_EXEC_UNSEEN void Block::do_as_engine(const std::function<void()>& work) {
+  sanitizers::become_fiber(engine_fiber_);
+  sanitizers::acquire(&engine_tag_);
+  try {
     work();
-    sanitizers::become_fiber(thread->stack.sanitizer_fiber);
+  } catch (...) {
+    error_ = std::current_exception();
   }
+  sanitizers::become_fiber(scheduler_fiber_);
+}
+
+// What the engine did, and threads that never run again after an error, happened before what follows.
+void Block::settle() {
+  sanitizers::release_for(engine_fiber_, this, scheduler_fiber_);
+  for (auto& t : threads_) sanitizers::release_for(t.stack.sanitizer_fiber, this, scheduler_fiber_);
+  sanitizers::acquire(this);
+}
+
+uint64_t Block::next_random() {
+  random_ ^= random_ << 13;
+  random_ ^= random_ >> 7;
+  random_ ^= random_ << 17;
+  return random_ >> 20;
 }
 
 int Block::release(std::vector<int>& waiting) {
@@ -317,10 +399,7 @@ int Block::take() {
     case Order::ascending: i = first_ready(0); break;
     case Order::descending: i = last_ready(); break;
     case Order::random:  // the first at or after a random one
-      random_ ^= random_ << 13;
-      random_ ^= random_ >> 7;
-      random_ ^= random_ << 17;
-      i = first_ready(int((random_ >> 20) % threads_.size()));
+      i = first_ready(int(next_random() % threads_.size()));
       if (i < 0) i = first_ready(0);
       break;
   }

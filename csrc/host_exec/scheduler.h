@@ -5,9 +5,10 @@
 // The scheduler then picks another that can run, in the order of settings.h. Waiting comes in four kinds:
 //   block_barrier   until every thread of the block that has not exited is there
 //   suspend         until another fiber calls make_ready (warp collectives)
-//   poll            until a predicate holds (mbarriers); polling drives the asynchronous engine (TMA)
+//   poll            until a predicate holds (mbarriers)
 //   wait_late       until no other thread can run: asynchronous copies complete as late as is legal
-// When nothing can run and threads remain, the block is deadlocked, and the error names threads and where they wait.
+// Work that no thread does itself (TMA) is done by an engine, one piece at a time, when no thread can run. When nothing
+// is left to do and threads remain, the block is deadlocked, and the error names threads and where they wait.
 #pragma once
 #include <vector_types.h>
 
@@ -51,6 +52,29 @@ class AsyncGroups {
   std::vector<std::vector<Work>> closed_;
 };
 
+// Registers that wgmma adds into. From the issue until the wait they belong to it: they are poisoned, and their values
+// kept here.
+class Accumulators {
+ public:
+  void lend(float* registers, size_t count);
+  float* values(const float* registers) { return find(registers).values.data(); }
+  void give_back(float* registers);
+  void fence() { fenced_ = true; }
+  void unfence() { fenced_ = false; }
+  bool fenced() const { return fenced_; }
+  void clear();
+
+ private:
+  struct Lent {
+    float* registers;
+    std::vector<float> values;
+    int times;
+  };
+  Lent& find(const float* registers);
+  std::vector<Lent> lent_;
+  bool fenced_ = false;
+};
+
 struct Stack {
   char* bottom = nullptr;
   void* sanitizer_fiber = nullptr;
@@ -62,8 +86,9 @@ struct Thread {
   bool done = true;
   Site site{"start", "", 0};
   bool at_barrier = false;
-  AsyncGroups copies;             // cp.async
-  AsyncGroups products;           // wgmma
+  AsyncGroups copies;    // cp.async
+  AsyncGroups products;  // wgmma
+  Accumulators accumulators;
   void* context = nullptr;
   Stack stack;
 
@@ -107,14 +132,9 @@ class Block {
   void wait_late(const Site& site);
   template <class Predicate>
   void poll(const Site& site, Predicate done) {
-    while (!done()) {
-      run_engine();
-      if (done()) break;
-      park(site);
-    }
+    while (!done()) park(site);
     progress();
   }
-  // Work that runs, as an actor of its own, when some thread polls.
   void engine_issue(std::function<void()> work);
   // Tells the pollers that what they wait for may have come.
   void progress() { progress_ = true; }
@@ -128,10 +148,13 @@ class Block {
   void resume(Thread& t);
   void yield(Thread& t, bool for_good);
   void park(const Site& site);
-  void run_engine();
+  bool run_engine();
+  void do_as_engine(const std::function<void()>& work);
+  void settle();
   void release_barrier();
   int release(std::vector<int>& waiting);
   int take();
+  uint64_t next_random();
   int first_ready(int from) const;
   int last_ready() const;
   std::string deadlock() const;

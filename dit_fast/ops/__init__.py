@@ -6,6 +6,7 @@ import logging
 
 from ._core import BACKENDS, BackendUnavailable, Spec, checkpoint, current_backend, native, use_backend
 from .adaln import adaln
+from .adamw_ema import adamw_ema
 from .attention import attention
 from .final_layer import final_layer
 from .gated_residual import gated_residual
@@ -13,13 +14,17 @@ from .gated_residual_adaln import gated_residual_adaln
 from .linear_gelu import linear_gelu
 from .patch_embed import patch_embed
 
-NAMES = ("adaln", "attention", "final_layer", "gated_residual", "gated_residual_adaln", "linear_gelu", "patch_embed")
+NAMES = (
+    "adaln", "adamw_ema", "attention", "final_layer", "gated_residual", "gated_residual_adaln", "linear_gelu",
+    "patch_embed",
+)  # fmt: skip
 
 __all__ = [
     "BACKENDS",
     "NAMES",
     "BackendUnavailable",
     "adaln",
+    "adamw_ema",
     "attention",
     "checkpoint",
     "current_backend",

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: noise-prediction loss, AdamW, EMA. N batch, C channels, H W image."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dit_fast.diffusion import Diffusion
 from dit_fast.models import DiT
+from dit_fast.optim import AdamWEMA
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class TrainResult:
     """The averaged model, each step's loss, and how long it took."""
 
     ema: DiT
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    images_per_second: float = 0.0
+    losses: list[float]
+    seconds: float
+    images_per_second: float
 
 
 def train(
@@ -61,13 +61,11 @@ def train(
     """
     generator = torch.Generator(device=images.device).manual_seed(config.seed)
     torch.manual_seed(config.seed)  # label dropout
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    optimizer = AdamWEMA(
+        model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay, ema_decay=config.ema
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    averaged.n_averaged += 1  # it holds the initial weights; at 0 its first update would replace them
-    result = TrainResult(ema=cast(DiT, averaged.module))
+    losses: list[float] = []
     batches = shuffled(len(images), config.batch_size, generator)
     model.train()
     start = time.perf_counter()
@@ -82,18 +80,17 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            averaged.update_parameters(model)
-            result.losses.append(loss.item())
-            if not math.isfinite(result.losses[-1]):
-                raise FloatingPointError(f"train: the loss of step {step} is {result.losses[-1]}")
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"train: the loss of step {step} is {losses[-1]}")
             elapsed = time.perf_counter() - start
             rate = (step + 1) * config.batch_size / elapsed
-            bar.set_postfix(loss=f"{sum(result.losses[-50:]) / len(result.losses[-50:]):.4f}", images_s=f"{rate:.0f}")
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}", images_s=f"{rate:.0f}")
             bar.update()
-    result.seconds = time.perf_counter() - start
-    result.images_per_second = config.steps * config.batch_size / result.seconds
-    result.ema.eval()
-    return result
+    seconds = time.perf_counter() - start
+    with optimizer.averaged_parameters():
+        averaged = copy.deepcopy(model).eval()
+    return TrainResult(averaged, losses, seconds, config.steps * config.batch_size / seconds)
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:

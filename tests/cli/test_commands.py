@@ -55,6 +55,19 @@ def test_info_says_what_runs_and_why_not():
     assert done.stdout.count("cpu        runs") == len(NAMES)
 
 
+def test_info_prints_what_kernels_use(capsys):
+    assert main(["info", "--kernels", "gated_residual"]) == 0
+    out = capsys.readouterr().out
+    cuda, _, triton = out.partition("Triton kernels: compiling for sm_80, sm_90a and sm_100a")
+    assert "CUDA kernels" in cuda and ("built without nvcc" in cuda or "sm_90a" in cuda)
+    rows = [line.split() for line in triton.splitlines() if "gated_residual._forward_kernel<bf16" in line]
+    assert [row[0] for row in rows] == ["sm_80", "sm_90a", "sm_100a"]
+    assert all(8 <= int(row[1]) <= 255 for row in rows)
+    assert "  gated_residual: " in triton and "adaln._forward" not in triton
+    assert main(["info", "--kernels", "softmax"]) == 2
+    assert "`--kernels` must name ops among" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("channels,mode", [(1, "L"), (3, "RGB")])
 def test_sample_draws_a_row_a_class(tmp_path, channels, mode):
     model = DiT(input_size=4, in_channels=channels, hidden_size=64, depth=1, num_heads=1, num_classes=3)

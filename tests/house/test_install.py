@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package installs without a compiler, runs on its Python backends and says so; the README's table is current."""
 
+import configparser
 import os
 import re
 import subprocess
@@ -45,15 +46,38 @@ def test_without_a_compiler_it_installs_and_runs_and_says_so(tmp_path):
     assert "adaln: backend 'cpu' cannot run here: the native library is not built" in run.stdout
 
 
-def test_the_native_library_stays_on_the_stable_abi():
-    """No C++ symbol of torch and no libpython: one file for every torch >= 2.11 and every Python."""
-    names = subprocess.run(["nm", "-D", "--undefined-only", native.LIBRARY], capture_output=True, text=True, check=True)
-    symbols = {line.split()[-1] for line in names.stdout.splitlines()}
-    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
-    assert not [symbol for symbol in symbols if re.search(r"^_Z\w*?(3c10|2at|5torch)", symbol)]
-    dynamic = subprocess.run(["readelf", "-d", native.LIBRARY], capture_output=True, text=True, check=True).stdout
-    needed = set(re.findall(r"NEEDED.*\[(\w+)", dynamic))
-    assert "libtorch" in needed and not needed & {"libpython3", "libtorch_python", "libtorch_cpu", "libc10"}
+def exported_by_torch_2_11() -> dict[str, set[str]]:
+    """By library; configparser, since the file is a list of names under headings."""
+    parser = configparser.ConfigParser(allow_no_value=True)
+    parser.optionxform = str
+    parser.read(Path(__file__).with_name("torch_2_11_symbols.txt"))
+    return {library: set(parser[library]) for library in parser.sections()}
+
+
+def dynamic_symbols(library: Path) -> dict[str, str]:
+    """Symbol to nm's letter: U undefined, w undefined and weak, others defined."""
+    listed = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+    return {line.split()[-1].partition("@")[0]: line.split()[-2] for line in listed.splitlines()}
+
+
+def test_the_native_library_stays_on_the_stable_abi(library=native.LIBRARY):
+    """No C++ symbol of torch and no libpython: one file for every torch >= 2.11, with and without CUDA, and Python."""
+    symbols, exported = dynamic_symbols(library), exported_by_torch_2_11()
+    assert not [s for s in symbols if re.search(r"^_Z\w*?(3c10|2at|5torch)", s) and symbols[s] in "Uw"]
+    assert not [s for s in symbols if re.match(r"_?Py[A-Z_]", s)]
+    assert not [s for s in symbols if re.match(r"(__)?cu[A-Zd]", s)], "the CUDA runtime is linked in, and hidden"
+    needed = {s for s in symbols if re.match(r"(aoti_)?torch_", s)}
+    assert "aoti_torch_library_impl" in needed or "torch_library_impl" in needed
+    assert needed <= exported["libtorch_cpu"] | exported["libtorch_cuda"], "not in torch 2.11"
+    weak = {s for s in needed if symbols[s] == "w"}
+    assert weak == needed - exported["libtorch_cpu"], "weak is what a torch without CUDA lacks, and nothing else"
+
+    elf = subprocess.run(["readelf", "-WdS", library], capture_output=True, text=True, check=True).stdout
+    has_kernels = ".nv_fatbin" in elf
+    assert weak == ({"aoti_torch_get_current_cuda_stream"} if has_kernels else set())
+    libraries = set(re.findall(r"NEEDED.*\[(\w+)", elf))
+    assert "libtorch" in libraries
+    assert not [name for name in libraries if re.match(r"libpython|libtorch_|libc10|libcuda|libnv", name)]
 
 
 def test_the_readme_table_is_generated_from_the_specs():

@@ -10,12 +10,14 @@ import pytest
 
 from dit_fast.cli import build_parser
 from dit_fast.ops import NAMES
+from dit_fast.ops._core import OPS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
-    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "models": 3, "parity": 4, "train": 4, "sample": 4, "demo": 5, "cli": 6,
+    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "parity": 4, "train": 4, "sample": 4,
+    "demo": 5, "kernels": 5, "cli": 6,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
@@ -23,7 +25,7 @@ any model and imports torch only."""
 ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
 
 OPTIONS = {
-    "info": {"--markdown"},
+    "info": {"--markdown", "--kernels"},
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
@@ -72,7 +74,8 @@ def test_no_op_imports_another_and_each_has_its_room(op):
     for path in (PACKAGE / "ops" / op).glob("*.py"):
         others = {n for n in NAMES if n != op and any(f"{i}.".startswith(f"dit_fast.ops.{n}.") for i in imports(path))}
         assert not others, f"{path} imports {others}"
-    for file in ("__init__", "reference", "autograd", "triton_kernel", "spec"):
+    operator = "autograd" if OPS[op].backward else "operator"
+    for file in ("__init__", "reference", operator, "triton_kernel", "spec"):
         assert (PACKAGE / "ops" / op / f"{file}.py").is_file()
 
 
@@ -108,6 +111,16 @@ def test_options_of_the_command():
         for name, command in subparsers.choices.items()
     }
     assert found == OPTIONS
+
+
+def test_assembly_is_in_the_wrapper_headers_only():
+    """PTX has one home, where each wrapper has a C++ twin that runs on a CPU; kernels call wrappers."""
+    csrc = ROOT / "csrc"
+    homes = {*csrc.glob("common/cuda/ptx*.cuh"), csrc / "host_exec" / "context.h"}  # context.h switches CPU stacks
+    assembly = re.compile(r"\b(?:asm|__asm|__asm__)\b\s*(?:volatile|__volatile__|goto|inline)?\s*[({]")
+    for path in [p for p in csrc.rglob("*") if p.is_file() and p not in homes]:
+        found = assembly.search(path.read_text())
+        assert not found, f"{path}: {found[0]}"
 
 
 def test_every_source_names_its_licence_and_fits_in_the_head():

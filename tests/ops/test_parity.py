@@ -53,7 +53,7 @@ def test_two_runs_are_bit_equal(name, backend):
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [n for n, s in SPECS.items() if s.gradients])
 def test_gradcheck_of_the_reference(name):
     spec = SPECS[name]
     inputs = spec.make(spec.cases[0], torch.float64)

@@ -4,8 +4,8 @@
 from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend, use_backend
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
 from .cuda_limits import row_limits
-from .op import KERNEL_DTYPES, OPS, Backend, Op
-from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases
+from .op import KERNEL_DTYPES, OPS, Backend, Op, tensors_in
+from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases, twin
 
 __all__ = [
     "BACKENDS",
@@ -27,7 +27,9 @@ __all__ = [
     "fail",
     "relayout",
     "row_limits",
+    "tensors_in",
     "token_cases",
+    "twin",
     "use_backend",
     "without_autocast",
 ]

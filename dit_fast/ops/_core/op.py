@@ -13,10 +13,13 @@ choice is a constant in a compiled graph and the backward runs on the backend of
 
 Kernels receive contiguous tensors, but for the arguments named in `strided`, which keep any strides with a last
 one of 1 (chunk views of one modulation tensor, unbound views of one qkv tensor). Addresses may be misaligned.
+
+An op that has no gradient (an optimizer's step) is declared without a backward. An argument marked as written in the
+schema, `Tensor(a!)` or `Tensor(a!)[]`, is changed in place; one that is not contiguous is copied there and back.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -43,7 +46,7 @@ class Backend:
     def __init__(
         self,
         forward: Callable[..., Any],
-        backward: Callable[..., Any],
+        backward: Callable[..., Any] | None,
         why_not: Callable[[Sequence[Tensor]], str | None],
     ) -> None:
         self.forward = forward
@@ -59,11 +62,11 @@ class Op:
         name: str,
         *,
         forward: str,
-        backward: str,
         fake: Callable[..., Any],
-        fake_backward: Callable[..., Any],
-        save: Callable[..., None],
-        gradient: Callable[..., Any],
+        backward: str | None = None,
+        fake_backward: Callable[..., Any] | None = None,
+        save: Callable[..., None] | None = None,
+        gradient: Callable[..., Any] | None = None,
         strided: tuple[str, ...] = (),
         limits: Limits | None = None,
         cpu_module: str | None = None,
@@ -75,29 +78,38 @@ class Op:
         self.backends: dict[str, Backend] = {}
         self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
         self.forward = self._define(name, forward, fake, "forward")
-        self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
+        self.backward: Any = None
+        if backward is not None:
+            assert fake_backward is not None and save is not None and gradient is not None
+            self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
+            self._register_gradient(save, gradient)
+        OPS[name] = self
 
+    def _register_gradient(self, save: Callable[..., None], gradient: Callable[..., Any]) -> None:
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.set_materialize_grads(False)  # no zeros for the saved outputs, or for a result nobody used
             save(ctx, inputs, output)
 
-        torch.library.register_autograd(f"dit_fast::{name}", gradient, setup_context=setup, lib=LIBRARY)
-        torch.library.register_autograd(f"dit_fast::{name}_backward", self._no_double_backward, lib=LIBRARY)
-        OPS[name] = self
+        torch.library.register_autograd(f"dit_fast::{self.name}", gradient, setup_context=setup, lib=LIBRARY)
+        torch.library.register_autograd(f"dit_fast::{self.name}_backward", self._no_double_backward, lib=LIBRARY)
 
     def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> Any:
         LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1), tags=torch.Tag.pt2_compliant_tag)
         operator = getattr(torch.ops.dit_fast, name).default
-        keep = [argument.name in self.strided for argument in operator._schema.arguments]
+        schema_arguments = operator._schema.arguments[:-1]
+        strided = [argument.name in self.strided for argument in schema_arguments]
+        written = [argument.is_write for argument in schema_arguments]
 
         def run(*arguments: Any) -> Any:
-            *tensors, backend = arguments
-            prepared = [
-                _dense(a, k) if isinstance(a, Tensor) else a for a, k in zip(tensors, keep[:-1], strict=True)
-            ]
-            first = next(a for a in prepared if isinstance(a, Tensor))
+            *given, backend = arguments
+            dense = [_dense(a, keep) for a, keep in zip(given, strided, strict=True)]
+            first = next(tensors_in(dense))
             with torch.cuda.device_of(first) if first.is_cuda else nullcontext():  # Triton launches on the current one
-                return getattr(self._backend(backend), direction)(*prepared)
+                result = getattr(self._backend(backend), direction)(*dense)
+            for original, changed, is_written in zip(given, dense, written, strict=True):
+                if is_written:
+                    _write_back(original, changed)
+            return result
 
         def run_fake(*arguments: Any) -> Any:
             return fake(*arguments[:-1])
@@ -115,14 +127,17 @@ class Op:
         self,
         name: str,
         forward: Callable[..., Any],
-        backward: Callable[..., Any],
+        backward: Callable[..., Any] | None = None,
         why_not: Callable[[Sequence[Tensor]], str | None] = lambda tensors: None,
     ) -> None:
         """Add a kernel pair under `name`; `use_backend(name)` and `dit_fast.parity.check_case` then know it.
 
         `forward` and `backward` have the arguments and results of `self.forward` and `self.backward` less
-        `backend`; `why_not(tensors)` says why it cannot run on them, or None.
+        `backend` (no `backward` where the op has none); `why_not(tensors)` says why it cannot run on them, or None.
         """
+        if (backward is None) != (self.backward is None):
+            expected = "a function" if backward is None else "None, as the op has none"
+            raise ValueError(f"register_backend: `backward` of {self.name} must be {expected}, got {backward}")
         if name == "auto" or name == "reference" or name in self.backends:
             raise ValueError(f"register_backend: `name` must be new to {self.name}, got {name!r}")
         add_name(name)
@@ -189,18 +204,39 @@ class Op:
                 triton_interpreter.install()
             file = "triton_kernel" if name == "triton" else self.cpu_module
             module = importlib.import_module(f"dit_fast.ops.{self.name}.{file}")
-            return Backend(module.forward, module.backward, lambda tensors: None)
+            return Backend(module.forward, getattr(module, "backward", None), lambda tensors: None)
         if name in ("cpu", "cuda"):
             library = torch.ops.dit_fast_native
             return Backend(
                 getattr(library, self.name).default,
-                getattr(library, f"{self.name}_backward").default,
+                getattr(library, f"{self.name}_backward").default if self.backward else None,
                 lambda tensors: None,
             )
         raise BackendUnavailable(f"{self.name} has no backend {name!r}")
 
 
-def _dense(tensor: Tensor, strided: bool) -> Tensor:
-    if not strided:
-        return tensor.contiguous()
-    return tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous()
+def _dense(argument: Any, strided: bool) -> Any:
+    """The argument as kernels take it (see the module); what is no tensor, as it is."""
+    if isinstance(argument, list):
+        return [_dense(item, strided) for item in argument]
+    if not isinstance(argument, Tensor) or (strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1)):
+        return argument
+    return argument.contiguous()
+
+
+def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments and in lists among them."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list):
+            yield from tensors_in(argument)
+
+
+def _write_back(given: Any, changed: Any) -> None:
+    """Bring what a kernel wrote to where the caller looks for it; autograd learns of it too."""
+    for original, dense in zip(tensors_in([given]), tensors_in([changed]), strict=True):
+        if dense is not original:
+            original.copy_(dense)
+        elif not original.is_inference():
+            torch.autograd.graph.increment_version(original)

@@ -39,9 +39,12 @@ class Maker:
         self.case, self.dtype, self.device = case, dtype, device
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, *shape: int, gain: float = 1.0, offset: float = 0.0) -> Tensor:
+    def __call__(
+        self, *shape: int, gain: float = 1.0, offset: float = 0.0, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """`dtype` is for what an op keeps in float32 whatever it is given."""
         values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * gain + offset
-        return relayout(values.to(self.dtype).to(self.device), self.case.layout)
+        return relayout(values.to(dtype or self.dtype).to(self.device), self.case.layout)
 
 
 def relayout(tensor: Tensor, layout: str) -> Tensor:
@@ -57,6 +60,15 @@ def relayout(tensor: Tensor, layout: str) -> Tensor:
     raise ValueError(f"relayout: `layout` must be one of {LAYOUTS}, got {layout!r}")
 
 
+def twin(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own, with the same strides and the same distance from an aligned address."""
+    if torch.compiler.is_compiling():  # addresses are unknown
+        return tensor.clone()
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    offset = tensor.storage_offset()
+    return tensor.new_empty(offset + max(extent, 0)).as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
+
+
 @dataclass(frozen=True)
 class Spec:
     """An op as data.
@@ -69,6 +81,8 @@ class Spec:
         gradients: names of the differentiable arguments; absent or None arguments are left out.
         cost: bytes and FLOPs of a case, given its dims and the bytes per element.
         bench: the case that the paper's XL/2 model gives at N images.
+        timed: what benchmarks time instead of `function` ("kernel") and `reference` ("eager", "compile"): where an op
+            writes its arguments, those work on copies; where the reference is not the fastest eager PyTorch, that is.
     """
 
     op: Op
@@ -79,6 +93,7 @@ class Spec:
     gradients: tuple[str, ...]
     cost: Callable[[Mapping[str, int], int], Cost]
     bench: Callable[[int], Case] = field(repr=False)
+    timed: Mapping[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     def make(self, case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
         return self.inputs(case, Maker(case, dtype, device, seed))

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every CUDA kernel under AddressSanitizer with UBSan, and under ThreadSanitizer: no overrun, no race, no overflow."""
+
+import pytest
+
+from tests.host_exec.backend import CUDA_OPS
+from tests.host_exec.build import OPTIONS, run_sanitized
+
+
+@pytest.mark.parametrize("name", CUDA_OPS)
+@pytest.mark.parametrize("sanitizer", OPTIONS)
+def test_nothing_is_found(sanitizer, name):
+    run = run_sanitized(sanitizer, "-m", "tests.host_exec.sanitized", sanitizer, name)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    assert f"{sanitizer}: " in run.stdout
