@@ -27,11 +27,13 @@ bool fits(int64_t tokens, int64_t dim, int64_t blocks) {
   return tokens <= INT32_MAX - kPatchTokens && dim <= INT32_MAX - kPatchColumns && blocks <= INT32_MAX;
 }
 
-PatchWalk forward_walk(int64_t tokens, int64_t position_count, int64_t dim) {
-  const int64_t tiles = tiles_of(tokens, kPatchTokens), column_tiles = tiles_of(dim, kPatchColumns);
-  const int64_t period = std::min(tiles, position_count / std::gcd<int64_t>(position_count, kPatchTokens));
-  const int64_t blocks = 4 * tuning(compute_capability()).blocks;  // of the AdaLN family's two on a multiprocessor
-  const int64_t length = std::clamp<int64_t>(tiles * column_tiles / blocks, 1, tiles_of(tiles, period));
+// One wave: as many blocks as the GPU holds at a time, each with as many tiles as that takes.
+PatchWalk forward_walk(const PatchEmbedForward& a) {
+  const int64_t tiles = tiles_of(a.tokens, kPatchTokens), column_tiles = tiles_of(a.dim, kPatchColumns);
+  const int64_t period = std::min(tiles, a.grid.tokens() / std::gcd<int64_t>(a.grid.tokens(), kPatchTokens));
+  const int64_t multiprocessors = tuning(compute_capability()).blocks / 2;
+  const int64_t blocks = multiprocessors * forward_blocks(size_of(a.dtype));
+  const int64_t length = std::min(tiles_of(tiles * column_tiles, blocks), tiles_of(tiles, period));
   return {int(tiles), int(period), int(length), int(column_tiles)};
 }
 
@@ -41,7 +43,7 @@ int patch_embed_forward_cuda(const PatchEmbedForward& a, void* stream) {
   if (a.tokens * a.dim == 0) return cudaSuccess;
   const int64_t column_tiles = tiles_of(a.dim, kPatchColumns);
   if (!fits(a.tokens, a.dim, tiles_of(a.tokens, kPatchTokens) * column_tiles)) return cudaErrorInvalidValue;
-  const PatchWalk walk = forward_walk(a.tokens, a.grid.tokens(), a.dim);
+  const PatchWalk walk = forward_walk(a);
   const int64_t groups = tiles_of(tiles_of(walk.tiles, walk.period), walk.length);
   return dispatch_cuda(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
@@ -88,8 +90,8 @@ int patch_embed_pos_grad_cuda(const PatchEmbedPosGrad& a, void* stream) {
 }
 
 int patch_embed_image_grad_cuda(const PatchEmbedImageGrad& a, void* stream) {
-  if (a.tokens == 0) return cudaSuccess;
   const int64_t pixels = a.grid.pixels();
+  if (a.tokens * pixels == 0) return cudaSuccess;
   const int64_t pixel_tiles = tiles_of(pixels, pixels <= kFewPixels ? kFewPixels : kManyPixels);
   const int64_t blocks = tiles_of(a.tokens, kPatchTokens) * pixel_tiles;
   if (!fits(a.tokens, a.dim, blocks)) return cudaErrorInvalidValue;

@@ -22,6 +22,7 @@
 namespace dit {
 
 constexpr int kForwardThreads = 256, kGradientThreads = 128;
+constexpr int forward_blocks(int64_t element_bytes) { return element_bytes == 2 ? 3 : 2; }  // on a multiprocessor
 constexpr int kPatchTokens = 64;    // of a tile
 constexpr int kPatchColumns = 128;  // of D, of a tile
 
@@ -30,8 +31,8 @@ constexpr int kPatchDepth = 128 / int(sizeof(T));  // of K in the forward, of D 
 
 // ---- Staging: from tensors to shared memory
 
-// A tile of a matrix (rows, width), from `row` and `column` on, zeros outside. Rows past `kRows` and columns past
-// `kWidth` are not staged. kSpread: row n goes to spread_column(n). Ends with cp.async under way.
+// kRows x kWidth elements of a matrix (rows, width), from `row` and `column` on; zeros where it has none. kSpread: the
+// tile's row n goes to row spread_column(n). Leaves copies by cp.async under way.
 template <int kThreads, int kRows, int kWidth, int kPitch, bool kSpread = false, class T>
 DIT_DEVICE void stage_matrix(const void* matrix, int64_t rows, int64_t width, int64_t row, int64_t column, T* to) {
   constexpr int kUnits = kWidth / kVec<T>;
@@ -99,8 +100,10 @@ DIT_DEVICE void stage_patches(const T* corner, bool exists, int patch, const int
 // Two buffers: stage(i, buffer) fills one by cp.async and stores while compute(buffer) reads the other.
 template <class Stage, class Compute>
 DIT_DEVICE void double_buffered(int steps, Stage&& stage, Compute&& compute) {
-  if (steps > 0) stage(0, 0);
-  cp_async_commit();
+  if (steps > 0) {
+    stage(0, 0);
+    cp_async_commit();
+  }
   for (int i = 0; i < steps; ++i) {
     if (i + 1 < steps) {
       stage(i + 1, (i + 1) % 2);
@@ -195,7 +198,7 @@ DIT_DEVICE void write_embedding(const PatchEmbedForward& a, const TileSums<32, 3
 }
 
 template <class T>
-__global__ void __launch_bounds__(kForwardThreads, is_half_type<T> ? 3 : 2)
+__global__ void __launch_bounds__(kForwardThreads, forward_blocks(sizeof(T)))
     patch_embed_forward_kernel(PatchEmbedForward a, PatchWalk walk) {
   constexpr int kDepth = kPatchDepth<T>, kPitch = PatchForwardRoom<T>::kPitch;
   __shared__ PatchForwardRoom<T> room;
@@ -379,6 +382,7 @@ __global__ void __launch_bounds__(kGradientThreads)
   const int count = pixels - pixel < kPixels ? pixels - pixel : kPixels;
 
   stage_pixels(a.grid, pixel, count, room.pixels);
+  __syncthreads();
   TileSums<16, kPixels> c = {};
   double_buffered(
       int((a.dim + kDepth - 1) / kDepth),
