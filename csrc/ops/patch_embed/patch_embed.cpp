@@ -44,20 +44,20 @@ Tensor panels_of(const Tensor& weight, bool transposed, const char* op) {
   return out;
 }
 
-void run(const Cpu&, PatchEmbedForward a, const Tensor& weight, const char* op) {
+inline void run(const Cpu&, PatchEmbedForward a, const Tensor& weight, const char* op) {
   const Tensor panels = panels_of(weight, true, op);
   a.panels = panels.const_data_ptr<float>();
   parallel(tile_count(a.tokens), 4, a, patch_embed_forward);
 }
 
-void run(const Cpu&, PatchEmbedImageGrad a, const Tensor& weight, const char* op) {
+inline void run(const Cpu&, PatchEmbedImageGrad a, const Tensor& weight, const char* op) {
   const Tensor panels = panels_of(weight, false, op);
   a.panels = panels.const_data_ptr<float>();
   parallel(tile_count(a.tokens), 4, a, patch_embed_image_grad);
 }
 
 // At most 32 chunks, so that their partial sums stay small beside x and dout, and at least 128 tokens in each.
-void run(const Cpu&, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
+inline void run(const Cpu&, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
   const int64_t blocks = (a.tokens + kPatchBlock - 1) / kPatchBlock;
   a.chunk = kPatchBlock * std::max<int64_t>(2, (blocks + 31) / 32);
   const int64_t chunks = chunk_count(a.tokens, a.chunk), pixels = a.grid.pixels();
@@ -68,18 +68,18 @@ void run(const Cpu&, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradie
   parallel((a.dim + kPanelPadding - 1) / kPanelPadding, 1, sums, patch_embed_weight_sum);
 }
 
-void run(const Cpu&, const PatchEmbedPosGrad& a) { parallel(a.tokens, 4, a, patch_embed_pos_grad); }
+inline void run(const Cpu&, const PatchEmbedPosGrad& a) { parallel(a.tokens, 4, a, patch_embed_pos_grad); }
 #endif
 
-void run(const Cuda& cuda, const PatchEmbedForward& a, const Tensor&, const char*) {
+inline void run(const Cuda& cuda, const PatchEmbedForward& a, const Tensor&, const char*) {
   cuda.check(patch_embed_forward_cuda(a, cuda.stream()));
 }
 
-void run(const Cuda& cuda, const PatchEmbedImageGrad& a, const Tensor&, const char*) {
+inline void run(const Cuda& cuda, const PatchEmbedImageGrad& a, const Tensor&, const char*) {
   cuda.check(patch_embed_image_grad_cuda(a, cuda.stream()));
 }
 
-void run(const Cuda& cuda, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
+inline void run(const Cuda& cuda, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
   const int64_t pixels = a.grid.pixels();
   a.chunk = patch_embed_chunk_tokens(a.tokens, a.dim, pixels);
   const int64_t chunks = chunk_count(a.tokens, a.chunk);
@@ -91,7 +91,7 @@ void run(const Cuda& cuda, PatchEmbedWeightGrad a, const Tensor& x, const Weight
   if (out.dbias) run(cuda, TokenSums{a.bias_partial, {out.dbias}, 1, 1, chunks, a.dim, a.dtype});
 }
 
-void run(const Cuda& cuda, const PatchEmbedPosGrad& a) { cuda.check(patch_embed_pos_grad_cuda(a, cuda.stream())); }
+inline void run(const Cuda& cuda, const PatchEmbedPosGrad& a) { cuda.check(patch_embed_pos_grad_cuda(a, cuda.stream())); }
 
 template <class Device>
 Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor pos) {
