@@ -30,6 +30,7 @@ class Cpu {
  public:
   Cpu(const Tensor&, const char*) {}
   void align(std::initializer_list<Tensor*>) const {}
+  void align_start(std::initializer_list<Tensor*>) const {}
   int64_t chunk_tokens(int64_t, int64_t) const { return kCpuChunk; }
 };
 
@@ -56,6 +57,12 @@ class Cuda {
         if (t->size(i) > 1) bits |= t->stride(i) * size_of(dtype_of(*t, op_));
       if (bits % 16 != 0) *t = torch::stable::clone(*t);
     }
+  }
+
+  // For kernels that look at the sizes of dense tensors themselves: only the first element must be so aligned.
+  void align_start(std::initializer_list<Tensor*> tensors) const {
+    for (Tensor* t : tensors)
+      if (reinterpret_cast<intptr_t>(t->const_data_ptr()) % 16 != 0) *t = torch::stable::clone(*t);
   }
 
   int64_t chunk_tokens(int64_t batch, int64_t tokens) const { return cuda_chunk_tokens(batch, tokens); }

@@ -155,7 +155,7 @@ DIT_DEVICE void tile_mma(float (&c)[kM16][kN8][4], const T* a, int a_pitch, cons
 #pragma unroll 2
     for (int k = 0; k < depth; k += 16) tile::step16<kA, kB>(c, a, a_pitch, b, b_pitch, k, lane);
   } else {
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < depth; k += 4) tile::step4<kA, kB>(c, a, a_pitch, b, b_pitch, k, lane);
   }
 }

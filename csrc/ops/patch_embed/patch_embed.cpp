@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// patch_embed: schema, checks and CPU launch. Formulas in patch_embed_cpu.cpp and dit_fast/ops/patch_embed/autograd.py.
+// patch_embed: schema, checks and launches. Formulas in patch_embed_cpu.cpp, patch_embed.cuh and
+// dit_fast/ops/patch_embed/autograd.py.
 #include "ops/patch_embed/patch_embed.h"
 
 #include <optional>
 
-#include "common/stable.h"
+#include "common/device.h"
 
 namespace dit {
 namespace {
@@ -26,6 +27,12 @@ Problem check_image(const Tensor& x, const Tensor& weight, const char* op) {
   return {{c, h / p, w / p, p}, n, d};
 }
 
+// Where dweight and dbias go; either may be null.
+struct WeightGradients {
+  void *dweight, *dbias;
+};
+
+#if !defined(DIT_HOST_EXEC)
 // weight (D, K) or its transpose as panels. The tensor must outlive the kernel that reads it.
 Tensor panels_of(const Tensor& weight, bool transposed, const char* op) {
   const int64_t d = weight.size(0), k = weight.size(1) * weight.size(2) * weight.size(3);
@@ -37,80 +44,120 @@ Tensor panels_of(const Tensor& weight, bool transposed, const char* op) {
   return out;
 }
 
-Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& pos) {
-  const char* op = "patch_embed";
-  const Problem problem = check_image(x, weight, op);
-  const int64_t d = problem.dim, tokens = problem.tokens();
-  const auto type = x.scalar_type();
-  if (bias) check_dense(*bias, {d}, type, op, "bias");
-  check_dense(pos, {problem.grid.tokens(), d}, type, op, "pos");
-  Tensor out = empty(x, {problem.batch, problem.grid.tokens(), d});
+inline void run(const Cpu&, PatchEmbedForward a, const Tensor& weight, const char* op) {
   const Tensor panels = panels_of(weight, true, op);
-  const PatchEmbedForward args{x.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, pos.const_data_ptr(),
-                               panels.const_data_ptr<float>(), out.mutable_data_ptr(), tokens, d, problem.grid,
-                               dtype_of(x, op)};
-  parallel(tile_count(tokens), 4, args, patch_embed_forward);
-  return out;
+  a.panels = panels.const_data_ptr<float>();
+  parallel(tile_count(a.tokens), 4, a, patch_embed_forward);
+}
+
+inline void run(const Cpu&, PatchEmbedImageGrad a, const Tensor& weight, const char* op) {
+  const Tensor panels = panels_of(weight, false, op);
+  a.panels = panels.const_data_ptr<float>();
+  parallel(tile_count(a.tokens), 4, a, patch_embed_image_grad);
 }
 
 // At most 32 chunks, so that their partial sums stay small beside x and dout, and at least 128 tokens in each.
-int64_t chunk_tokens(int64_t tokens) {
-  const int64_t blocks = (tokens + kPatchBlock - 1) / kPatchBlock;
-  return kPatchBlock * std::max<int64_t>(2, (blocks + 31) / 32);
+inline void run(const Cpu&, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
+  const int64_t blocks = (a.tokens + kPatchBlock - 1) / kPatchBlock;
+  a.chunk = kPatchBlock * std::max<int64_t>(2, (blocks + 31) / 32);
+  const int64_t chunks = chunk_count(a.tokens, a.chunk), pixels = a.grid.pixels();
+  Tensor partial = empty_f32(x, {chunks, pixels + 1, a.dim});
+  a.partial = partial.mutable_data_ptr<float>();
+  parallel(chunks, 1, a, patch_embed_weight_grad);
+  const PatchEmbedWeightSum sums{a.partial, out.dweight, out.dbias, chunks, a.dim, pixels, a.dtype};
+  parallel((a.dim + kPanelPadding - 1) / kPanelPadding, 1, sums, patch_embed_weight_sum);
 }
 
-void weight_gradient(const Problem& problem, const Tensor& dout, const Tensor& x, void* dweight, void* dbias,
-                     Dtype dtype) {
-  const int64_t d = problem.dim, k = problem.grid.pixels(), tokens = problem.tokens(), chunk = chunk_tokens(tokens);
-  const int64_t chunks = (tokens + chunk - 1) / chunk;
-  Tensor partial = empty_f32(x, {chunks, k + 1, d});
-  const PatchEmbedWeightGrad args{dout.const_data_ptr(), x.const_data_ptr(), partial.mutable_data_ptr<float>(),
-                                  tokens, d, chunk, problem.grid, dtype};
-  parallel(chunks, 1, args, patch_embed_weight_grad);
-  const PatchEmbedWeightSum sums{partial.const_data_ptr<float>(), dweight, dbias, chunks, d, k, dtype};
-  parallel((d + kPanelPadding - 1) / kPanelPadding, 1, sums, patch_embed_weight_sum);
+inline void run(const Cpu&, const PatchEmbedPosGrad& a) { parallel(a.tokens, 4, a, patch_embed_pos_grad); }
+#endif
+
+inline void run(const Cuda& cuda, const PatchEmbedForward& a, const Tensor&, const char*) {
+  cuda.check(patch_embed_forward_cuda(a, cuda.stream()));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& x, const Tensor& weight,
-                                                    const std::vector<bool>& needed) {
+inline void run(const Cuda& cuda, const PatchEmbedImageGrad& a, const Tensor&, const char*) {
+  cuda.check(patch_embed_image_grad_cuda(a, cuda.stream()));
+}
+
+inline void run(const Cuda& cuda, PatchEmbedWeightGrad a, const Tensor& x, const WeightGradients& out) {
+  const int64_t pixels = a.grid.pixels();
+  a.chunk = patch_embed_chunk_tokens(a.tokens, a.dim, pixels);
+  const int64_t chunks = chunk_count(a.tokens, a.chunk);
+  Tensor partial = empty_f32(x, {chunks, a.dim, pixels}), bias_partial = empty_f32(x, {chunks, a.dim});
+  a.partial = partial.mutable_data_ptr<float>();
+  a.bias_partial = bias_partial.mutable_data_ptr<float>();
+  cuda.check(patch_embed_weight_grad_cuda(a, cuda.stream()));
+  if (out.dweight) run(cuda, TokenSums{a.partial, {out.dweight}, 1, 1, chunks, a.dim * pixels, a.dtype});
+  if (out.dbias) run(cuda, TokenSums{a.bias_partial, {out.dbias}, 1, 1, chunks, a.dim, a.dtype});
+}
+
+inline void run(const Cuda& cuda, const PatchEmbedPosGrad& a) { cuda.check(patch_embed_pos_grad_cuda(a, cuda.stream())); }
+
+template <class Device>
+Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor pos) {
+  const char* op = "patch_embed";
+  const Problem problem = check_image(x, weight, op);
+  const int64_t d = problem.dim;
+  const auto type = x.scalar_type();
+  if (bias) check_dense(*bias, {d}, type, op, "bias");
+  check_dense(pos, {problem.grid.tokens(), d}, type, op, "pos");
+  const Device device(x, op);
+  device.align_start({&x, &weight, &pos});
+  if (bias) device.align_start({&*bias});
+  Tensor out = empty(x, {problem.batch, problem.grid.tokens(), d});
+  run(device,
+      PatchEmbedForward{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
+                        pos.const_data_ptr(), nullptr, out.mutable_data_ptr(), problem.tokens(), d, problem.grid,
+                        dtype_of(x, op)},
+      weight, op);
+  return out;
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor x, Tensor weight, std::vector<bool> needed) {
   const char* op = "patch_embed_backward";
   const Problem problem = check_image(x, weight, op);
   const int64_t d = problem.dim, n = problem.batch, t = problem.grid.tokens(), p = problem.grid.patch;
   check_dense(dout, {n, t, d}, x.scalar_type(), op, "dout");
   STD_TORCH_CHECK(needed.size() == 4, op, ": `needed` must have 4 elements, got ", needed.size());
+  const Device device(x, op);
+  device.align_start({&dout, &x, &weight});
   const auto make = [&](size_t i, std::vector<int64_t> sizes) {
     return empty(x, needed[i] ? sizes : std::vector<int64_t>{0});
   };
   Tensor dx = make(0, {n, x.size(1), x.size(2), x.size(3)}), dweight = make(1, {d, x.size(1), p, p});
   Tensor dbias = make(2, {d}), dpos = make(3, {t, d});
   const Dtype dtype = dtype_of(x, op);
-  if (needed[0]) {
-    const Tensor panels = panels_of(weight, false, op);
-    const PatchEmbedImageGrad args{dout.const_data_ptr(), panels.const_data_ptr<float>(), dx.mutable_data_ptr(),
-                                   problem.tokens(), d, problem.grid, dtype};
-    parallel(tile_count(args.tokens), 4, args, patch_embed_image_grad);
-  }
+  const void* from = dout.const_data_ptr();
+  if (needed[0])
+    run(device,
+        PatchEmbedImageGrad{from, weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), problem.tokens(), d,
+                            problem.grid, dtype},
+        weight, op);
   if (needed[1] || needed[2])
-    weight_gradient(problem, dout, x, needed[1] ? dweight.mutable_data_ptr() : nullptr,
-                    needed[2] ? dbias.mutable_data_ptr() : nullptr, dtype);
-  if (needed[3]) {
-    const PatchEmbedPosGrad args{dout.const_data_ptr(), dpos.mutable_data_ptr(), n, t, d, dtype};
-    parallel(t, 4, args, patch_embed_pos_grad);
-  }
+    run(device,
+        PatchEmbedWeightGrad{from, x.const_data_ptr(), nullptr, nullptr, problem.tokens(), d, 0, problem.grid, dtype},
+        x,
+        WeightGradients{needed[1] ? dweight.mutable_data_ptr() : nullptr,
+                        needed[2] ? dbias.mutable_data_ptr() : nullptr});
+  if (needed[3]) run(device, PatchEmbedPosGrad{from, dpos.mutable_data_ptr(), n, t, d, dtype});
   return {dx, dweight, dbias, dpos};
+}
+
+template <class Device>
+void implement(Registry& m) {
+  m.impl("patch_embed", TORCH_BOX(&forward<Device>));
+  m.impl("patch_embed_backward", TORCH_BOX(&backward<Device>));
 }
 
 }  // namespace
 }  // namespace dit
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {
   m.def("patch_embed(Tensor x, Tensor weight, Tensor? bias, Tensor pos) -> Tensor");
   m.def(
       "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, bool[] needed)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {
-  m.impl("patch_embed", TORCH_BOX(&dit::forward));
-  m.impl("patch_embed_backward", TORCH_BOX(&dit::backward));
-}
+DIT_IMPLEMENT(dit::implement)

@@ -8,6 +8,7 @@ Sums are float32 in an order that depends on shapes only. `needed` says which of
 compute, as aten's output_mask does; the others come back with 0 elements. In training x and pos need none.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +39,16 @@ def _gradient(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), None)
 
 
+def _limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
+    """The CUDA kernels number tokens in 32 bits, up to the end of the last tile of 64."""
+    x, weight = tensors[:2]
+    n, (height, width), p = x.shape[0], x.shape[-2:], weight.shape[-1]
+    tokens, most = n * (height // p) * (width // p), 2**31 - 65
+    if backend == "cuda" and tokens > most:
+        return f"there may be at most {most} patches, got {tokens}"
+    return None
+
+
 OP = Op(
     "patch_embed",
     forward="(Tensor x, Tensor weight, Tensor? bias, Tensor pos) -> Tensor",
@@ -47,4 +58,5 @@ OP = Op(
     fake_backward=_fake_backward,
     save=_save,
     gradient=_gradient,
+    limits=_limits,
 )
