@@ -91,7 +91,9 @@ inline void run(const Cuda& cuda, PatchEmbedWeightGrad a, const Tensor& x, const
   if (out.dbias) run(cuda, TokenSums{a.bias_partial, {out.dbias}, 1, 1, chunks, a.dim, a.dtype});
 }
 
-inline void run(const Cuda& cuda, const PatchEmbedPosGrad& a) { cuda.check(patch_embed_pos_grad_cuda(a, cuda.stream())); }
+inline void run(const Cuda& cuda, const PatchEmbedPosGrad& a) {
+  cuda.check(patch_embed_pos_grad_cuda(a, cuda.stream()));
+}
 
 template <class Device>
 Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor pos) {
