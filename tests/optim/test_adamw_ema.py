@@ -301,6 +301,7 @@ def test_nothing_reads_a_value_of_the_device(monkeypatch):
     """So that a step can be captured in a CUDA graph. Fake tensors raise where a value would be read."""
     capturing = []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     with FakeTensorMode():
         scalar = torch.empty((), device="cuda")
         params = [torch.empty(3, 5, device="cuda", requires_grad=True) for _ in range(2)]
