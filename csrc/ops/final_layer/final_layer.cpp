@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// final_layer: schema, checks and launches. Formulas in final_layer_cpu.cpp, final_layer.cuh, final_layer_backward.cuh and
-// dit_fast/ops/final_layer/autograd.py.
+// final_layer: schema, checks and launches. Formulas in final_layer_cpu.cpp, final_layer.cuh, final_layer_backward.cuh
+// and dit_fast/ops/final_layer/autograd.py.
 #include "ops/final_layer/final_layer.h"
 
 #include <optional>
@@ -158,7 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor 
                           n, 2, c.pieces, d, dtype});
   run(device, TokenSums{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, features, 1, c.groups, d,
                         dtype});
-  run(device, TokenSums{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, c.groups, features, dtype});
+  run(device, TokenSums{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, c.groups, features,
+                        dtype});
   return {dx, dshift, dscale, dweight, dbias};
 }
 
