@@ -85,6 +85,36 @@ def test_widths_that_are_no_ones(name):
             spec.function(**spec.make(wider, dtype))
 
 
+@pytest.mark.parametrize(
+    "dims",
+    [
+        {"N": 9, "A": 1, "B": 5, "D": 136, "P": 1, "C": 3},  # tokens that are summed together are of many samples
+        {"N": 1, "A": 1, "B": 37, "D": 384, "P": 3, "C": 5},  # 45 features: more than one round, the last one ragged
+        {"N": 5, "A": 1, "B": 75, "D": 64, "P": 1, "C": 1920},  # so many features that few groups walk far
+    ],
+    ids=lambda dims: "-".join(f"{k}{v}" for k, v in dims.items()),
+)
+def test_final_layer_in_rounds(dims):
+    spec = SPECS["final_layer"]
+    case = type(spec.cases[0])("rounds", {**dims, "M": 1})
+    for dtype in (torch.float32, torch.bfloat16):
+        for row in check_case(spec, NAME, dtype, case):
+            assert row.passed, row
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2048), (torch.bfloat16, 4096)])
+def test_final_layer_at_its_limit(dtype, most):
+    """The widest row beside 40 features, whose sums need room of their own; 8 more are refused by name."""
+    spec = SPECS["final_layer"]
+    dims = {"N": 1, "A": 1, "B": 2, "P": 2, "C": 10, "M": 1}
+    for row in check_case(spec, NAME, dtype, type(spec.cases[0])("widest", {**dims, "D": most - 40})):
+        assert row.passed, row
+    wider = type(spec.cases[0])("too wide", {**dims, "D": most - 32})
+    reason = rf"at most {most} together .* got {most - 32} \+ 40"
+    with use_backend(NAME), pytest.raises(BackendUnavailable, match=reason):
+        spec.function(**spec.make(wider, dtype))
+
+
 def test_an_error_of_a_launch_is_an_exception():
     x = torch.zeros(1, 2, 12)
     with pytest.raises(RuntimeError, match="adaln: "):  # past the op's own checks, as a direct caller would

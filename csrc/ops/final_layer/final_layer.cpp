@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// final_layer: schema, checks and launches. Formulas in final_layer_cpu.cpp, final_layer.cuh, final_layer_backward.cuh and
-// dit_fast/ops/final_layer/autograd.py.
+// final_layer: schema, checks and launches. Formulas in final_layer_cpu.cpp, final_layer.cuh, final_layer_backward.cuh
+// and dit_fast/ops/final_layer/autograd.py.
 #include "ops/final_layer/final_layer.h"
 
 #include <optional>
@@ -26,29 +26,29 @@ Tensor panels_of(const Tensor& weight, int64_t rows, int64_t cols, int64_t row_s
   return out;
 }
 
-Tensor forward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
+inline Tensor forward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
   return panels_of(weight, weight.size(1), weight.size(0), 1, weight.size(1), dtype);
 }
-Tensor backward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
+inline Tensor backward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
   return panels_of(weight, weight.size(0), weight.size(1), weight.size(1), 1, dtype);
 }
 
 // At most 32 groups, so that their partial sums stay small beside x, and at least 96 tokens in each.
-Cut cut(const Cpu&, int64_t n, int64_t t, int64_t, int64_t, Dtype) {
+inline Cut cut(const Cpu&, int64_t n, int64_t t, int64_t, int64_t, Dtype) {
   const int64_t pieces = chunk_count(t, kFinalPiece);
   return {kFinalPiece, pieces, 0, std::min({n * pieces, chunk_count(n * t, 2 * kFinalPiece), int64_t(32)})};
 }
 
-void check_size(const Cpu&, int64_t, const PatchGrid&, const char*) {}
+inline void check_size(const Cpu&, int64_t, const PatchGrid&, const char*) {}
 
-void run(const Cpu&, const FinalLayerForward& a) {
+inline void run(const Cpu&, const FinalLayerForward& a) {
   parallel(tile_count(a.batch * a.grid.tokens()), 4, a, final_layer_forward);
 }
-void run(const Cpu&, const FinalLayerBackward& a) { parallel(a.groups, 1, a, final_layer_backward); }
+inline void run(const Cpu&, const FinalLayerBackward& a) { parallel(a.groups, 1, a, final_layer_backward); }
 #endif
 
-Tensor forward_weight(const Cuda&, const Tensor& weight, Dtype) { return weight; }
-Tensor backward_weight(const Cuda& cuda, const Tensor& weight, Dtype dtype) {
+inline Tensor forward_weight(const Cuda&, const Tensor& weight, Dtype) { return weight; }
+inline Tensor backward_weight(const Cuda& cuda, const Tensor& weight, Dtype dtype) {
   const int64_t features = weight.size(0), dim = weight.size(1);
   Tensor out = empty(weight, {dim, (features + 31) / 32 * 32});
   cuda.check(final_layer_transpose_cuda({weight.const_data_ptr(), out.mutable_data_ptr(), features, dim, dtype},
@@ -56,21 +56,21 @@ Tensor backward_weight(const Cuda& cuda, const Tensor& weight, Dtype dtype) {
   return out;
 }
 
-Cut cut(const Cuda& cuda, int64_t n, int64_t t, int64_t d, int64_t features, Dtype dtype) {
+inline Cut cut(const Cuda& cuda, int64_t n, int64_t t, int64_t d, int64_t features, Dtype dtype) {
   const int64_t piece = cuda.chunk_tokens(n, t), group = final_layer_group_tokens_cuda(n * t, d, features, dtype);
   return {piece, chunk_count(t, piece), group, chunk_count(n * t, group)};
 }
 
 // The kernels count tokens, and pixels within an image, in 32 bits.
-void check_size(const Cuda&, int64_t n, const PatchGrid& grid, const char* op) {
+inline void check_size(const Cuda&, int64_t n, const PatchGrid& grid, const char* op) {
   constexpr int64_t kMost = (int64_t(1) << 31) - 4096;
   STD_TORCH_CHECK(n * grid.tokens() < kMost && grid.tokens() * grid.pixels() < kMost, op,
                   ": CUDA takes at most 2^31 tokens and 2^31 pixels of an image, got ", n * grid.tokens(), " and ",
                   grid.tokens() * grid.pixels());
 }
 
-void run(const Cuda& cuda, const FinalLayerForward& a) { cuda.check(final_layer_forward_cuda(a, cuda.stream())); }
-void run(const Cuda& cuda, const FinalLayerBackward& a) { cuda.check(final_layer_backward_cuda(a, cuda.stream())); }
+inline void run(const Cuda& cuda, const FinalLayerForward& a) { cuda.check(final_layer_forward_cuda(a, cuda.stream())); }
+inline void run(const Cuda& cuda, const FinalLayerBackward& a) { cuda.check(final_layer_backward_cuda(a, cuda.stream())); }
 
 struct Modulation {
   bool given = false;
@@ -158,7 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor dout, Tensor 
                           n, 2, c.pieces, d, dtype});
   run(device, TokenSums{weight_sums.const_data_ptr<float>(), {dweight.mutable_data_ptr()}, features, 1, c.groups, d,
                         dtype});
-  run(device, TokenSums{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, c.groups, features, dtype});
+  run(device, TokenSums{bias_sums.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, c.groups, features,
+                        dtype});
   return {dx, dshift, dscale, dweight, dbias};
 }
 

@@ -63,7 +63,8 @@ int64_t final_layer_group_tokens_cuda(int64_t tokens, int64_t dim, int64_t featu
     return cudaSuccess;
   });
   const int64_t tiles = ceil_div(dim, columns) * ceil_div(features, kFinalFeatures);
-  const int64_t groups = std::clamp<int64_t>(tuning(compute_capability()).blocks / std::max<int64_t>(tiles, 1), 1, kMaxGroups);
+  const int64_t blocks = tuning(compute_capability()).blocks;
+  const int64_t groups = std::clamp<int64_t>(blocks / std::max<int64_t>(tiles, 1), 1, kMaxGroups);
   return std::max<int64_t>(ceil_div(ceil_div(tokens, groups), step), 1) * step;
 }
 

@@ -2,7 +2,7 @@
 // Forward kernel of final_layer. x (N, T, D); shift, scale (N, D) with row strides, or null: then h = x; weight (O, D),
 // O = p*p*C; bias (O,); out (N, C, h*p, w*p); mean, rstd (N, T) float32.
 //
-//   h = round(xhat * (1 + scale) + shift),   xhat = (x - mean) * rstd,   y = h weight^T + bias,   y laid out as an image
+//   h = round(xhat * (1 + scale) + shift),   xhat = (x - mean) * rstd,   y = h weight^T + bias,   y placed in the image
 //
 // Grid (N * chunks): a block takes one chunk of a sample's tokens, 16 * kTiles at most.
 // 1. Threads as in rows.cuh: x goes from memory to registers, once; statistics; h to shared memory, rounded to the
@@ -13,10 +13,10 @@
 //    features they take h's place, which is used up by then.
 // Arithmetic is float32 but for the products of 16-bit types, whose sums are float32.
 //
-// Why h waits in shared memory: at D = 1152 a block's 32 tokens of 16 bits take 76 KB, so that two blocks share an A100
-// multiprocessor (164 KB), two or three a Hopper one (228 KB), and one loads while another multiplies. 64 tokens would
-// leave one block alone; a second walk over x instead would double the traffic to L2, which each block's reading of the
-// weight (74 KB for 32 features, as much as its x) already doubles. 32-bit types take 16 tokens, for the same bytes.
+// Why h waits in shared memory: at D = 1152 a block's 32 tokens of 16 bits take 76 KB, so that two blocks share a
+// multiprocessor (164 KB on an A100, 228 KB on an H100), and one loads while the other multiplies. 64 tokens would
+// leave one block alone; a second walk over x instead would double the traffic to L2, which each block's reading of
+// the weight (74 KB for 32 features, as much as its x) already doubles. float32 takes 16 tokens, for the same bytes.
 #pragma once
 #include "common/cuda/layernorm.cuh"
 #include "ops/final_layer/final_layer.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arguments of final_layer's kernels. x, dx (N, T, D); shift, scale (N, D) with row strides, or null: then h = x; weight
-// (O, D), O = p*p*C; bias (O,); out, dout (N, C, h*p, w*p); mean, rstd (N, T) float32.
+// Arguments of final_layer's kernels. x, dx (N, T, D); shift, scale (N, D) with row strides, or null: then h = x;
+// weight (O, D), O = p*p*C; bias (O,); out, dout (N, C, h*p, w*p); mean, rstd (N, T) float32.
 #pragma once
 #include <algorithm>
 

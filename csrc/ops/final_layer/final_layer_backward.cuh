@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward kernels of final_layer; shapes and h as in final_layer.cuh, dy (N, T, O) the image's gradient dout (N, C, h*p,
-// w*p) in the order of tokens and features.
+// Backward kernels of final_layer; shapes and h as in final_layer.cuh, dy (N, T, O) the image's gradient
+// dout (N, C, h*p, w*p) in the order of tokens and features.
 //
 //   dh = round(dy weight),   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),   g = dh * (1 + scale)
 //   dshift = sum_T dh,   dscale = sum_T dh * xhat,   dweight = sum_NT dy^T h,   dbias = sum_NT dy
@@ -13,8 +13,8 @@
 // weight kernel, grid (O / 32, D / 128, groups): a block walks its group of the N * T tokens, makes h again for its 128
 //   columns, and adds dy^T h of (32, 128) in registers. Writes float32 sums of dweight (O, groups, D) and, in the first
 //   blocks along D, of dbias (groups, O); token_sums.cu finishes both in order of groups. The next tokens are on their
-//   way from memory while the last ones are multiplied. Blocks of the same tokens run side by side, so that x comes from
-//   memory once and else from L2.
+//   way from memory while the last ones are multiplied. Blocks of the same tokens and columns run side by side, so that
+//   x comes from memory once and else from L2.
 // Pieces and groups depend on shapes and the architecture only. All float32 but for the products of 16-bit types.
 #pragma once
 #include "ops/final_layer/final_layer.cuh"
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kFinalThreads<R>, R::kMinBlocks) final_layer_t
   if (a.scale) write_token_sums(a.token_sums, sums, ends, at);
 }
 
-// How the weight kernel maps tokens and columns to threads: a thread owns 16 bytes of columns and kRows tokens of a step.
+// How the weight kernel maps tokens and columns to threads: a thread owns 16 bytes of columns, kRows tokens of a step.
 template <class Element>
 struct FinalWeightTile {
   using T = Element;

@@ -158,7 +158,8 @@ void final_layer_forward(const FinalLayerForward& a, int64_t begin, int64_t end)
       for (int64_t o0 = 0; o0 < features; o0 += kTileCols)
         for (int64_t t0 = first; t0 < last; t0 += kTileRows) {
           Tile c = {};
-          multiply(c, &h[(t0 - first) * padded(d)], padded(d), 1, static_cast<const float*>(a.weight) + o0 * d, kTileCols, d);
+          multiply(c, &h[(t0 - first) * padded(d)], padded(d), 1, static_cast<const float*>(a.weight) + o0 * d,
+                   kTileCols, d);
           tile_columns(o0, features, [&](int64_t v, int64_t o, auto lanes) {
             const F b = load(bias + o, lanes);
             for (int64_t r = 0; r < std::min(kTileRows, last - t0); ++r) {

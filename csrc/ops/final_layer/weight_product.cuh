@@ -3,13 +3,13 @@
 //
 //   c (M, N) += a (M, K) b (N, K)^T,   sums float32, owned as in tile_mma.cuh
 //
-// Both operands have K along their rows, and a product does not mind the order in which K is summed. So a lane loads its
-// fragments as 16-byte vectors, one for each row: with g = lane / 4 and t = lane % 4, of every kProductStep elements lane
-// (g, t) holds elements t * kVec .. of row g. Of those, two tensor core products take two each for k = 2t, 2t + 1 and
-// 2t + 8, 2t + 9. No staging, no ldmatrix, and a row of b is read in whole sectors.
+// Both operands have K along their rows, and a product does not mind the order in which K is summed. So a lane loads
+// its fragments as 16-byte vectors, one for each row: with g = lane / 4 and t = lane % 4, of every kProductStep
+// elements lane (g, t) holds elements t * kVec .. of row g. Of those, two tensor core products take two each for
+// k = 2t, 2t + 1 and 2t + 8, 2t + 9. No staging, no ldmatrix, and a row of b is read in whole sectors.
 //
-// float32 multiplies exactly on the plain cores: the lane loads rows g, g + 8 of a and rows 2t, 2t + 1 of b. The products
-// of a step are summed before they are added to c, which keeps long sums as exact as those of a blocked matrix product.
+// float32 multiplies exactly on the plain cores: the lane loads rows g, g + 8 of a and rows 2t, 2t + 1 of b. The
+// products of a step are summed before they are added to c, which keeps long sums as exact as a blocked product's.
 #pragma once
 #include "common/cuda/tile_mma.cuh"
 #include "common/cuda/vec.cuh"

@@ -56,6 +56,7 @@ CASES = (
     _case(N=2, A=2, B=3, D=64, P=4, C=8),
     _case(N=2, A=3, B=2, D=72, P=8, C=8),  # 512 features
     _case(N=2, A=5, B=1, D=71, P=3, C=3),
+    _case(N=2, A=5, B=1, D=72, P=3, C=3),  # 27 features
     _case(N=2, A=2, B=5, D=64, P=1, C=16),  # a patch is one pixel
     *(_case(layout, N=3, A=1, B=7, D=72, P=2, C=8) for layout in LAYOUTS[1:]),
     _case(N=0, A=2, B=2, D=64, P=2, C=8),
