@@ -69,8 +69,12 @@ inline void check_size(const Cuda&, int64_t n, const PatchGrid& grid, const char
                   grid.tokens() * grid.pixels());
 }
 
-inline void run(const Cuda& cuda, const FinalLayerForward& a) { cuda.check(final_layer_forward_cuda(a, cuda.stream())); }
-inline void run(const Cuda& cuda, const FinalLayerBackward& a) { cuda.check(final_layer_backward_cuda(a, cuda.stream())); }
+inline void run(const Cuda& cuda, const FinalLayerForward& a) {
+  cuda.check(final_layer_forward_cuda(a, cuda.stream()));
+}
+inline void run(const Cuda& cuda, const FinalLayerBackward& a) {
+  cuda.check(final_layer_backward_cuda(a, cuda.stream()));
+}
 
 struct Modulation {
   bool given = false;
