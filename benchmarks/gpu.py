@@ -70,7 +70,7 @@ def checks() -> list[dict[str, Any]]:
     """Correctness, several at a time: nothing is timed here."""
     python = sys.executable
     commands: list[tuple[str, list[str], dict[str, str]]] = [
-        ("tests", [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu", "tests/optim"], {}),
+        ("tests", [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"], {}),
         ("parity", [python, "-m", "dit_fast", "parity", "--json", str(BUILD / "parity.json")], {}),
         ("ptx", [python, "-m", "tests.host_exec.record"], {}),
     ]

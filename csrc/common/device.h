@@ -41,7 +41,7 @@ class Cuda {
     STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, op, ": this torch has no CUDA");
     const int32_t index = t.get_device_index();
     guard_.emplace(index);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream_));
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream_) == 0, op, ": no current stream");
 #else
     (void)t;
 #endif
