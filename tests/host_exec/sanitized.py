@@ -24,15 +24,14 @@ torch.set_num_threads(1)
 compared = 0
 for name in sys.argv[2:]:
     spec = specs()[name]
-    for order, seed in (("ascending", 0), ("random", 5)):
-        host_exec.set_order(order, seed)
-        for dtype in (torch.float32, torch.bfloat16):
-            for case in spec.cases:
-                inputs = spec.make(case, dtype)
-                if max(tensor.numel() for tensor in tensors_in(list(inputs.values()))) > SMALL:
-                    continue
-                for row in check_case(spec, NAME, dtype, case):
-                    assert row.passed is not False, row
-                    compared += row.passed is not None
+    for dtype, order in ((torch.float32, "ascending"), (torch.bfloat16, "random"), (torch.float16, "descending")):
+        host_exec.set_order(order, seed=5)
+        for case in spec.cases:
+            inputs = spec.make(case, dtype)
+            if max(tensor.numel() for tensor in tensors_in(list(inputs.values()))) > SMALL:
+                continue
+            for row in check_case(spec, NAME, dtype, case):
+                assert row.passed is not False, row
+                compared += row.passed is not None
 print(f"{host_exec.sanitizer()}: {compared} tensors compared")
 assert compared and host_exec.sanitizer() == sys.argv[1]
