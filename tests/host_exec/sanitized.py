@@ -21,9 +21,9 @@ from tests.host_exec.backend import NAME  # noqa: E402
 SMALL = 40_000  # elements of the largest input; a sanitized fiber is slow
 
 torch.set_num_threads(1)
-compared = 0
+assert host_exec.sanitizer() == sys.argv[1]
 for name in sys.argv[2:]:
-    spec = specs()[name]
+    spec, compared = specs()[name], 0
     for dtype, order in ((torch.float32, "ascending"), (torch.bfloat16, "random"), (torch.float16, "descending")):
         host_exec.set_order(order, seed=5)
         for case in spec.cases:
@@ -33,5 +33,5 @@ for name in sys.argv[2:]:
             for row in check_case(spec, NAME, dtype, case):
                 assert row.passed is not False, row
                 compared += row.passed is not None
-print(f"{host_exec.sanitizer()}: {compared} tensors compared")
-assert compared and host_exec.sanitizer() == sys.argv[1]
+    print(f"{host_exec.sanitizer()}: {name}: {compared} tensors compared", flush=True)
+    assert compared
