@@ -40,6 +40,12 @@ def check_same(op: str, tensors: dict[str, Tensor | None]) -> None:
             fail(op, name, f"{first.dtype} like `{first_name}`", tensor.dtype)
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
+def has_autocast(device_type: str) -> bool:
+    """Whether autocast knows this kind of device; "meta" it does not."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Any, ...]:
     """Cast as autocast would cast the eager layers: norms and their neighbours to float32, `matmul`s to its dtype.
 
@@ -47,8 +53,7 @@ def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Any, ...]:
     """
     first = next(t for t in tensors if t is not None)
     device = first.device.type
-    known = torch.amp.is_autocast_available(device)  # "meta" is not
-    if not known or not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
+    if not has_autocast(device) or not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device) if matmul else torch.float32
     return tuple(None if t is None else t.to(dtype) for t in tensors)
@@ -56,6 +61,6 @@ def autocast(*tensors: Tensor | None, matmul: bool = False) -> tuple[Any, ...]:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """A block in which autocast is off: an op has already cast its inputs, and its reference computes in that dtype."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
