@@ -48,7 +48,7 @@ def run_step(
             out.write(str(error))
     seconds = time.perf_counter() - start
     passed = code == 0
-    print(f"{name:18s}{'pass' if passed else 'FAIL'}  {seconds:6.1f} s  {log.relative_to(ROOT)}", flush=True)
+    print(f"{name:23s}{'pass' if passed else 'FAIL'}  {seconds:6.1f} s  {log.relative_to(ROOT)}", flush=True)
     return {"step": name, "passed": passed, "seconds": round(seconds, 1), "exit": code, "log": log.read_text()[-TAIL:]}
 
 
