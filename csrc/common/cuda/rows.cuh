@@ -2,9 +2,10 @@
 // How the AdaLN family maps tokens to threads.
 //
 // A thread owns one 16-byte vector of a row, the same columns for every token it meets: shift, scale and gate stay in
-// its registers, and sums over tokens never leave them. `lanes` threads, a multiple of 16, make a row; `groups` rows
-// lie side by side in a block of (lanes, groups) threads. A block walks one chunk of the tokens of one sample, kTokens
-// rows a thread at a time (tuning.h), so that many loads are in flight and one barrier serves them all.
+// its registers (where there are enough), and sums over tokens never leave them. `lanes` threads, a multiple of 16,
+// make a row; `groups` rows lie side by side in a block of (lanes, groups) threads. A block walks one chunk of the
+// tokens of one sample, kTokens rows a thread at a time (tuning.h), so that many loads are in flight and one barrier
+// serves them all.
 //
 //   grid (N * chunks), chunk c of sample n at block n * chunks + c
 //   pass p, slot r: token chunk * c + (p * kTokens + r) * groups + threadIdx.y
