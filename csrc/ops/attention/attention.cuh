@@ -250,13 +250,13 @@ struct SoftmaxRows {
   }
 };
 
-// Rounds a warp's 32 rows into shared memory.
-template <class T, int kDim>
-DIT_DEVICE void place_sums(const TileSums<32, kDim>& c, float factor, T* to, int lane) {
+// A warp's sums times `factor`, rounded, to rows in shared memory.
+template <class T, int kM16, int kN8>
+DIT_DEVICE void place_sums(const float (&c)[kM16][kN8][4], float factor, T* to, int lane) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
+  for (int i = 0; i < kM16; ++i)
 #pragma unroll
-    for (int j = 0; j < kDim / 8; ++j)
+    for (int j = 0; j < kN8; ++j)
 #pragma unroll
       for (int e = 0; e < 4; e += 2)
         *reinterpret_cast<uint32_t*>(to + tile_row(i, e, lane) * kHeadPitch + tile_column(j, e, lane)) =
@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
 
   rows.finish();
   __syncwarp();  // all lanes have their queries
-  place_sums<T, kDim>(rows.out, 1.f, mine, lane);
+  place_sums(rows.out, 1.f, mine, lane);
   __syncwarp();
   const HeadRows<T> out = dense_rows(static_cast<T*>(a.out), sample, head, a.queries, a.heads, kDim);
   unstage_rows<kDim>(mine, out, first + warp_row, queries, 32, 0, lane);
