@@ -51,23 +51,25 @@ int attention_forward_cuda(const AttentionForward& a, void* stream) {
   });
 }
 
-// With several parts of keys: sums of dq (N, H, Tq, Dh), then delta (N, H, Tq).
+// With several parts of keys: sums of dq (N, H, Tq, Dh), then delta and norm (N, H, Tq).
 int64_t attention_backward_scratch_cuda(const AttentionBackward& a) {
-  return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 1) : 0;
+  return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 2) : 0;
 }
 
 int attention_backward_cuda(const AttentionBackward& a, void* stream) {
   const int64_t blocks = a.batch * a.heads;
   if (blocks * a.keys == 0) return cudaSuccess;
-  if (!fits(std::max(a.queries, a.keys), std::max(blocks, tiles_of(rows_of(a), kDeltaThreads))))
-    return cudaErrorInvalidValue;
+  const int64_t tiles = tiles_of(a.queries, kAttentionQueries);
+  if (!fits(std::max(a.queries, a.keys), blocks * tiles)) return cudaErrorInvalidValue;
   const KeyParts parts = key_parts(a.keys);
   return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto width) {
     using T = std::remove_pointer_t<decltype(element)>;
-    if (parts.count > 1 && a.queries > 0) {
-      const cudaError_t error = launch(attention_delta_kernel<T>, dim3(unsigned(tiles_of(rows_of(a), kDeltaThreads))),
-                                       dim3(kDeltaThreads), 0, static_cast<cudaStream_t>(stream), a,
-                                       a.scratch + rows_of(a) * a.dim);
+    if (parts.count > 1 && tiles > 0) {
+      float *delta = a.scratch + rows_of(a) * a.dim, *norm = delta + rows_of(a);
+      const cudaError_t error = launch(attention_row_sums_kernel<T, decltype(width)::value>,
+                                       dim3(unsigned(blocks * tiles)), dim3(kAttentionThreads),
+                                       sizeof(AttentionRoom<T>), static_cast<cudaStream_t>(stream), a, int(tiles),
+                                       delta, norm);
       if (error != cudaSuccess) return error;
     }
     return launch(attention_backward_kernel<T, decltype(width)::value>, dim3(unsigned(blocks)),
