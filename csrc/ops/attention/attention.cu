@@ -51,9 +51,9 @@ int attention_forward_cuda(const AttentionForward& a, void* stream) {
   });
 }
 
-// With several parts of keys: sums of dq (N, H, Tq, Dh), then delta and norm (N, H, Tq).
+// With several parts of keys: sums of dq (N, H, Tq, Dh), then delta (N, H, Tq).
 int64_t attention_backward_scratch_cuda(const AttentionBackward& a) {
-  return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 2) : 0;
+  return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 1) : 0;
 }
 
 int attention_backward_cuda(const AttentionBackward& a, void* stream) {
@@ -65,11 +65,10 @@ int attention_backward_cuda(const AttentionBackward& a, void* stream) {
   return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto width) {
     using T = std::remove_pointer_t<decltype(element)>;
     if (parts.count > 1 && tiles > 0) {
-      float *delta = a.scratch + rows_of(a) * a.dim, *norm = delta + rows_of(a);
-      const cudaError_t error = launch(attention_row_sums_kernel<T, decltype(width)::value>,
+      const cudaError_t error = launch(attention_delta_kernel<T, decltype(width)::value>,
                                        dim3(unsigned(blocks * tiles)), dim3(kAttentionThreads),
                                        sizeof(AttentionRoom<T>), static_cast<cudaStream_t>(stream), a, int(tiles),
-                                       delta, norm);
+                                       a.scratch + rows_of(a) * a.dim);
       if (error != cudaSuccess) return error;
     }
     return launch(attention_backward_kernel<T, decltype(width)::value>, dim3(unsigned(blocks)),

@@ -54,6 +54,7 @@ DIT_DEVICE HeadRows<T> dense_rows(T* x, int64_t sample, int64_t head, int64_t to
 template <int kDim, class T>
 DIT_DEVICE void stage_rows(const HeadRows<const T>& from, int first, int count, int rows, T* to) {
   constexpr int kUnits = kDim / kVec<T>;
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < rows * kUnits; i += int(blockDim.x)) {
     const int r = i / kUnits, c = i % kUnits * kVec<T>;
     const bool exists = first + r < count;
@@ -66,6 +67,7 @@ template <int kColumns, class T>
 DIT_DEVICE void unstage_rows(const T* from, const HeadRows<T>& to, int first, int count, int rows, int column,
                              int lane) {
   constexpr int kUnits = kColumns / kVec<T>;
+#pragma unroll 1
   for (int i = lane; i < rows * kUnits; i += 32) {
     const int r = i / kUnits, c = column + i % kUnits * kVec<T>;
     if (first + r < count) store_vec(to.row(first + r) + c, load_vec(from + r * kHeadPitch + c));
