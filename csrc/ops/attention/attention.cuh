@@ -311,7 +311,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
   if (first + warp_row >= queries) return;
 
   rows.finish();
-  __syncwarp();  // all lanes have their queries
   place_sums(rows.out, 1.f, mine, lane);
   __syncwarp();
   const HeadRows<T> out = dense_rows(static_cast<T*>(a.out), sample, head, a.queries, a.heads, kDim);
