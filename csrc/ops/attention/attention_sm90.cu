@@ -2,8 +2,10 @@
 // Launches attention's CUDA kernels of sm_90a.
 #include "ops/attention/attention_sm90.h"
 
+#include <algorithm>
+
 #include "common/cuda/dispatch.h"
-#include "ops/attention/attention_sm90.cuh"
+#include "ops/attention/attention_sm90_backward.cuh"
 
 namespace dit {
 namespace {
@@ -58,9 +60,28 @@ cudaError_t describe(HeadMaps* maps, const void* data, const HeadStrides& stride
   return error;
 }
 
+bool keeps_a_head(const AttentionBackward& a) {
+  return a.queries <= kItemKeys && a.keys > kRows && a.keys <= kItemKeys;
+}
+
+template <class T, int kDim, bool kWhole>
+cudaError_t launch_dkdv(const BackwardMaps& maps, const AttentionBackward& a, cudaStream_t stream) {
+  const int64_t items = a.batch * a.heads * ceil_div(a.keys, kItemKeys);
+  return launch(attention_dkdv_sm90_kernel<T, kDim, kWhole>, dim3(unsigned(std::min<int64_t>(items, multiprocessors()))),
+                dim3(kDkdvThreads), DkdvRoom<kDim, kWhole>::kBytes, stream, maps, a);
+}
+
 }  // namespace
 
 bool attention_fits_sm90(const AttentionForward& a) { return shapes_fit(a) && aligned(a.out); }
+
+bool attention_fits_sm90(const AttentionBackward& a) {
+  const auto fits_too = [&](const MutableHeads& x, int64_t tokens) {
+    return fits(x.data, x.stride, a.batch, tokens, a.heads);
+  };
+  return shapes_fit(a) && aligned(a.out) && aligned(a.dout) && fits_too(a.dq, a.queries) && fits_too(a.dk, a.keys) &&
+         fits_too(a.dv, a.keys);
+}
 
 int attention_forward_sm90_cuda(const AttentionForward& a, void* stream) {
   if (!attention_fits_sm90(a)) return cudaErrorInvalidValue;
@@ -76,6 +97,31 @@ int attention_forward_sm90_cuda(const AttentionForward& a, void* stream) {
     const int64_t blocks = a.batch * a.heads * ceil_div(a.queries, Room::kQueries);
     return launch(attention_forward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kThreads), Room::kBytes,
                   static_cast<cudaStream_t>(stream), maps, a);
+  });
+}
+
+int64_t attention_backward_scratch_sm90_cuda(const AttentionBackward& a) {
+  return keeps_a_head(a) ? 0 : 3 * a.batch * a.heads * a.queries;
+}
+
+int attention_backward_sm90_cuda(const AttentionBackward& a, void* stream) {
+  if (!attention_fits_sm90(a)) return cudaErrorInvalidValue;
+  return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto dim) -> cudaError_t {
+    using T = std::remove_pointer_t<decltype(element)>;
+    constexpr int kDim = decltype(dim)::value;
+    using Room = DqRoom<kDim>;
+    const auto s = static_cast<cudaStream_t>(stream);
+    const HeadStrides dense{a.queries * a.heads * kDim, a.heads * kDim, kDim};
+    BackwardMaps maps{};
+    cudaError_t error = describe<T, kDim>(&maps.q, a.q.data, a.q.stride, a.batch, a.queries, a.heads);
+    if (error == cudaSuccess) error = describe<T, kDim>(&maps.k, a.k.data, a.k.stride, a.batch, a.keys, a.heads);
+    if (error == cudaSuccess) error = describe<T, kDim>(&maps.v, a.v.data, a.v.stride, a.batch, a.keys, a.heads);
+    if (error == cudaSuccess) error = describe<T, kDim>(&maps.dout, a.dout, dense, a.batch, a.queries, a.heads);
+    if (error != cudaSuccess) return error;
+    if (keeps_a_head(a)) return launch_dkdv<T, kDim, true>(maps, a, s);
+    const int64_t blocks = a.batch * a.heads * ceil_div(a.queries, Room::kQueries);
+    error = launch(attention_dq_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kThreads), Room::kBytes, s, maps, a);
+    return error == cudaSuccess ? launch_dkdv<T, kDim, false>(maps, a, s) : error;
   });
 }
 
