@@ -132,7 +132,6 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
     const unsigned char* k = ring + j % Room::kStages * 2 * kTileBytes<kDim>;
     mbarrier_wait(full + j % Room::kStages, j / Room::kStages & 1);
     issue_rows_by_rows<T, kDim>(s, q, k, zeros);
-    wgmma_commit();
     issue_rows_by_rows<T, kDim>(dp, dout, k + kTileBytes<kDim>, zeros);
     wgmma_commit();
   };
@@ -142,10 +141,11 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
   wgmma_pin(dp);
   wgmma_fence();
   issue(0);
-#pragma unroll 1
-  for (int j = 0; j < tiles; ++j) {
-    wgmma_wait<1>();  // S of this tile; dq += dS k of the last one
+  const auto add = [&](int j) {
+    wgmma_wait<0>();  // S and dP of this tile, dq += dS k of the last one
     wgmma_pin(s);
+    wgmma_pin(dp);
+    dq.pin();
     if (j > 0) warp_arrive(empty + (j - 1) % Room::kStages, lane);
     scale_and_mask(s, factor, keys - j * kRows, lane);
     if (one_tile) {
@@ -160,9 +160,6 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
       s[i] = exp2_approx(s[i] - base[i / 2 % 2]);
       total[i / 2 % 2] += s[i];
     }
-    wgmma_wait<0>();
-    wgmma_pin(dp);
-    dq.pin();
     if (one_tile) {
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) delta[i / 2 % 2] = fmaf(s[i], dp[i], delta[i / 2 % 2]);
@@ -178,8 +175,13 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
     wgmma_fence();
     issue_add<T, kDim>(dq, ds, ring + j % Room::kStages * 2 * kTileBytes<kDim>);
     wgmma_commit();
-    if (j + 1 < tiles) issue(j + 1);
+  };
+#pragma unroll 1
+  for (int j = 0; j + 1 < tiles; ++j) {
+    add(j);
+    issue(j + 1);
   }
+  add(tiles - 1);
   wgmma_wait<0>();
   dq.pin();
   const QueryStats stats(a);
@@ -349,7 +351,8 @@ class DkdvGroup {
  public:
   DIT_DEVICE DkdvGroup(const AttentionBackward& a, unsigned char* smem)
       : a_(a), smem_(smem), barriers_(smem), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32 % kGroupWarps),
-        group_(threadIdx.x / 128), row_(warp_ * 16 + lane_ / 4) {}
+        group_(__shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0)),  // the same for all lanes, for the compiler to see
+        row_(warp_ * 16 + lane_ / 4) {}
 
   DIT_DEVICE void run() {
     const int tiles = (int(a_.queries) + kRows - 1) / kRows, count = KeyItem::count(a_);
@@ -362,8 +365,6 @@ class DkdvGroup {
       mbarrier_wait(barriers_.kv_full, round & 1);
 #pragma unroll 1
       for (int t = 0; t < tiles; ++t, ++step) queries(item, t, round, step, dk, dv);
-      wgmma_wait<0>();
-      if (tiles > 0 && held_ >= 0) release();
       warp_arrive(barriers_.kv_empty, lane_);
       store(item, dk, dv);
     }
@@ -387,11 +388,6 @@ class DkdvGroup {
     mbarrier_wait(barriers_.stats, round & 1);
   }
 
-  DIT_DEVICE void release() {
-    warp_arrive(barriers_.empty + held_, lane_);
-    held_ = -1;
-  }
-
   // One tile of queries and this warpgroup's keys.
   DIT_DEVICE void queries(const KeyItem& item, int t, int round, int step, HeadSums<kDim> (&dk)[kMine],
                           HeadSums<kDim> (&dv)[kMine]) {
@@ -409,13 +405,12 @@ class DkdvGroup {
       keys_by_queries(item, tile, k, v, q, dout, stats, smem_ + Room::kDs + buffer * Room::kDsBytes + tile * kMainBytes,
                       dk[m], dv[m]);
     }
-    held_ = stage;
+    warp_arrive(barriers_.empty + stage, lane_);
     if constexpr (kWhole) {
       fence_proxy_async();
       warp_arrive(barriers_.ds_ready + buffer, lane_);
       if (buffer == group_) dq(item, t, buffer, step);
     }
-    if (group_ >= item.tiles) release();
   }
 
   // S^T, dP^T of 64 keys and 64 queries, and what they add to dk and dv.
@@ -433,9 +428,8 @@ class DkdvGroup {
     wgmma_commit();
     issue_rows_by_rows<T, kDim>(dp, v, dout, zeros);
     wgmma_commit();
-    wgmma_wait<1>();  // S^T, and the products of the tile before
+    wgmma_wait<1>();
     wgmma_pin(s);
-    if (held_ >= 0) release();
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       const int column = i / 4 * 8 + i % 2;
@@ -450,21 +444,22 @@ class DkdvGroup {
           if (missing + i / 2 % 2 * 8 >= 0) s[i] = 0.f;
       }
     }
-    to_operand<T>(s, p_);
-    pin_operand(p_);
-    wgmma_fence();
-    issue_add<T, kDim>(dv, p_, dout);
-    wgmma_commit();
-    wgmma_wait<1>();
+    wgmma_wait<0>();
     wgmma_pin(dp);
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) dp[i] = s[i] * (dp[i] - delta[i / 4 * 8 + i % 2]);
+    to_operand<T>(s, p_);
     to_operand<T>(dp, ds_);
     if constexpr (kWhole) keep_ds(ds_tile);
+    pin_operand(p_);
     pin_operand(ds_);
     wgmma_fence();
+    issue_add<T, kDim>(dv, p_, dout);
     issue_add<T, kDim>(dk, ds_, q);
     wgmma_commit();
+    wgmma_wait<0>();
+    dk.pin();
+    dv.pin();
   }
 
   // dS^T of one tile of keys to shared memory, a row a key. Eight rows' chunks lie in different banks.
@@ -502,7 +497,6 @@ class DkdvGroup {
     wgmma_commit();
     wgmma_wait<0>();
     sums.pin();
-    release();
     warp_arrive(barriers_.ds_free + buffer, lane_);
     const float factors[2] = {a_.scale, a_.scale};
     T* to = static_cast<T*>(a_.dq.data) + item.sample * a_.dq.stride.sample + item.head * a_.dq.stride.head;
@@ -517,8 +511,6 @@ class DkdvGroup {
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
       const int row = item.first + (group_ + 2 * m) * kRows + row_;
-      dk[m].pin();
-      dv[m].pin();
       store_sums<T, kDim>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
       store_sums<T, kDim>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
     }
@@ -528,7 +520,6 @@ class DkdvGroup {
   unsigned char* smem_;
   const DkdvBarriers<kDim, kWhole> barriers_;
   const int lane_, warp_, group_, row_;
-  int held_ = -1;  // a stage whose last products are under way
   uint32_t p_[kRows / 16][4], ds_[kRows / 16][4];
 };
 
