@@ -6,10 +6,17 @@
 //
 // Two ways, both without atomics: each result has one owner and one order of summation.
 //
-// A whole head (Tq, 64 < Tk <= 256): attention_dkdv_sm90_kernel<.., whole> alone. Five products, nothing in global memory
-//   but inputs and results. grid: as many blocks as multiprocessors, block b takes heads b, b + grid, ...
-// Longer: attention_dq_sm90_kernel, which leaves three numbers a query for attention_dkdv_sm90_kernel. Seven products.
-//   grid of dq: block (head * tiles + i): queries 128 i ..;   of dkdv: as above, an item is 256 keys of a head
+// A whole head (Tq <= 256, 64 < Tk <= 256): attention_dkdv_sm90_kernel<.., whole> alone, with nothing in global memory but
+//   inputs and results. grid: as many blocks as multiprocessors, block b takes heads b, b + grid, ...
+// Otherwise: attention_dq_sm90_kernel, which leaves three numbers a query for attention_dkdv_sm90_kernel. grid of dq:
+//   block (head * tiles + i): queries 128 i ..;   of dkdv: as above, an item is 256 keys of a head
+//
+// The three numbers are base, norm and delta: P = exp2(S * scale * log2(e) - base) * norm.
+//   Up to 256 keys (kExactKeys) the queries first walk over all keys for base, the largest logit, norm, 1 over the sum of
+//   exponentials, and delta = rowsum(P * dP). Nothing that was rounded is used, neither `out` nor lse: where few
+//   probabilities of a row are large, what remains of dP - delta may be as small as the rounding of `out`.
+//   Beyond, base is lse and delta rowsum(dout * out), as everywhere in print; norm is 1 / rowsum(exp(S - lse)), found with
+//   dq: in exact arithmetic 1, but lse is rounded, at 1e4 by up to 5e-4.
 //
 // dkdv. Keys are rows here: S^T = k q^T and dP^T = v dout^T, 64 keys by 64 queries at a time, so that P^T and dS^T are
 // left operands in registers as they stand. Warpgroup g of 2 owns the tiles of 64 keys g and g + 2: dk and dv of 128 keys
@@ -17,21 +24,19 @@
 // A stage is free once both are done with it, so queries of the next head come while this one is worked on.
 // Of a whole head, dS^T of a tile of queries and all keys also goes to shared memory, where it is dS transposed to the
 // tensor cores; warpgroup i % 2 multiplies tile i's with k, over all keys at once: dq is not accumulated anywhere.
-//   registers a thread: dk, dv 2 x 2 x 36, S and dP 64, P and dS 32: 240 by setmaxnreg, the loading warps keep 24
-//   shared memory: k, v 72 KB, q, dout 72 KB, dS 2 x 32 KB, 5 KB more: 213 of 227 KB
-//   a head of T = 256, Dh = 72: S, dP 2 x 2560 cycles of tensor cores, dk, dv, dq 3 x 2304, and 48 x 16 products 8 wide
-//   (4 cycles each, more if an instruction takes no less than 16): 12,000 to 16,000; exp 4096, other arithmetic about
-//   9 an element 4600, by two warpgroups that take turns; TMA and stores 300 KB, 14,700 cycles at 20 bytes.
-//   350 TFLOP/s are 31,300 cycles.
+//   registers a thread: dk, dv 2 x 2 x 36, S and dP 64, which P and dS take over: 240 by setmaxnreg, loading warps keep 24
+//   shared memory: k, v 72 KB, q, dout 72 KB, dS 2 x 32 KB, 8 KB more: 217 of 227 KB
+//   a head of T = 256, Dh = 72, in cycles of a multiprocessor: tensor cores 4 x 2560 for S, dP twice, 3 x 2304 for dk, dv,
+//   dq, and 192 products 8 wide, 4 to 16 each: 18,000 to 20,300; exp 2 x 4096, other arithmetic about 12 an element
+//   6100; k, v, q, dout, dq, dk, dv 258 KB at 20 bytes 12,900. The warpgroups take turns at both, and queries of the next
+//   head come meanwhile; k and v do not. 350 TFLOP/s are 31,300 cycles.
 //
-// dq. Queries are rows: S, dP, dq += dS k, dS from registers; two warpgroups of 64 queries and a warp that loads. With
-// dkdv: at T = 1024 a tile of 64 x 64 costs 1056 cycles of tensor cores and the tails, 16 head-squares make 17,000 a 256 x
-// 256; 350 TFLOP/s are 31,300. Not overlapped there: exponentials of one warpgroup hide behind the other's products only.
+// dq. Queries are rows: S, dP, dq += dS k, dS from registers; two warpgroups of 64 queries and a warp that loads, one
+// block a multiprocessor, 168 registers. Products of dq and of the next tile's S and dP are issued together; exponentials
+// of one warpgroup hide behind the products of the other. At T = 1024 (seven products) a tile of 64 x 64 costs tensor
+// cores 1056 to 1200 cycles in both kernels, 17,000 to 19,300 for 256 x 256; 350 TFLOP/s are 31,300.
 //
-// delta. Where all keys are one tile (Tk <= 64), the dq kernel finds the row's own maximum and sum, and delta as
-// rowsum(P * dP): few keys do not average the rounding of `out` away. The three numbers a query are base, norm and delta:
-// P = exp2(S * scale * log2(e) - base) * norm. Otherwise base is lse, and norm 1 / rowsum(exp(S - lse)): in exact
-// arithmetic 1, but lse is rounded, at 1e4 by up to 5e-4. A whole head takes norm as 1, which 16 bits do not tell apart.
+// P and dS are rounded to storage as operands, everything else is float32. A result is rounded once.
 #pragma once
 #include "common/cuda/vec.cuh"
 #include "ops/attention/attention_sm90.cuh"
@@ -41,6 +46,9 @@ namespace dit::sm90 {
 struct BackwardMaps {
   HeadMaps q, k, v, dout;
 };
+
+constexpr int kKeyTiles = 4, kItemKeys = kKeyTiles * kRows;  // of an item of dkdv
+constexpr int kExactKeys = kItemKeys;                        // up to which dq walks over the keys twice
 
 // What dq leaves for dkdv, each (N, H, Tq).
 struct QueryStats {
@@ -60,6 +68,56 @@ DIT_DEVICE float dot8(const T* x, const T* y) {
   return sum;
 }
 
+// What is known of rows of queries, two a thread, after some of their keys: P = exp2(S * factor - base) / total.
+struct RowStats {
+  float base[2] = {-INFINITY, -INFINITY}, total[2] = {}, delta[2] = {};
+
+  // Adds a tile of keys; s becomes something else.
+  DIT_DEVICE void add(float (&s)[kRows / 2], const float (&dp)[kRows / 2], float factor, int keys, int lane) {
+    scale_and_mask(s, factor, keys, lane);
+    float best[2] = {base[0], base[1]};
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) best[i / 2 % 2] = fmaxf(best[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      best[half] = row_max(best[half]);
+      const float shrink = exp2_approx(base[half] - best[half]);
+      base[half] = best[half];
+      total[half] *= shrink;
+      delta[half] *= shrink;
+    }
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+      const float p = exp2_approx(s[i] - base[i / 2 % 2]);
+      total[i / 2 % 2] += p;
+      delta[i / 2 % 2] = fmaf(p, dp[i], delta[i / 2 % 2]);
+    }
+  }
+  DIT_DEVICE void finish() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      total[half] = row_sum(total[half]);
+      delta[half] = row_sum(delta[half]) / total[half];
+    }
+  }
+};
+
+// S and dP of 64 queries and 64 keys, waited for.
+template <class T, int kDim>
+DIT_DEVICE void multiply_queries(float (&s)[kRows / 2], float (&dp)[kRows / 2], const unsigned char* q,
+                                 const unsigned char* dout, const unsigned char* k, const unsigned char* v,
+                                 const unsigned char* zeros) {
+  wgmma_pin(s);
+  wgmma_pin(dp);
+  wgmma_fence();
+  issue_rows_by_rows<T, kDim>(s, q, k, zeros);
+  issue_rows_by_rows<T, kDim>(dp, dout, v, zeros);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_pin(s);
+  wgmma_pin(dp);
+}
+
 // ---- dq
 
 template <int kDim>
@@ -72,8 +130,8 @@ struct DqRoom {
 };
 
 template <int kDim>
-DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int head,
-                         int sample) {
+DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int walks,
+                         int head, int sample) {
   using Room = DqRoom<kDim>;
   auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
   auto *full = q_full + 1, *empty = full + Room::kStages;
@@ -83,13 +141,13 @@ DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int firs
     load_tile<kDim>(smem + Room::kDout + g * kTileBytes<kDim>, maps.dout, q_full, head, first + g * kRows, sample);
   }
   load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
+  for (int j = 0; j < walks * tiles; ++j) {
+    const int stage = j % Room::kStages, row = j % tiles * kRows;
     if (j >= Room::kStages) mbarrier_wait(empty + stage, (j / Room::kStages - 1) & 1);
     unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
     mbarrier_arrive_expect_tx(full + stage, 2 * kTileBytes<kDim>);
-    load_tile<kDim>(tile, maps.k, full + stage, head, j * kRows, sample);
-    load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full + stage, head, j * kRows, sample);
+    load_tile<kDim>(tile, maps.k, full + stage, head, row, sample);
+    load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full + stage, head, row, sample);
   }
 }
 
@@ -116,72 +174,73 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
   const unsigned char *dout = smem + Room::kDout + group * kTileBytes<kDim>, *zeros = smem + Room::kZeros;
   const int queries = int(a.queries), keys = int(a.keys);
   const int64_t item = int64_t(sample) * a.heads + head;
-  const bool one_tile = keys <= kRows;
   const float factor = a.scale * kLog2e;
-  float base[2], delta[2], total[2] = {};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + 8 * half;
-    base[half] = r < queries ? a.lse[item * queries + r] * kLog2e : 0.f;
-    delta[half] = one_tile ? 0.f : row_delta<T, kDim>(a, (sample * a.queries * a.heads + head) * kDim, r, lane);
-  }
   HeadSums<kDim> dq;
   float s[kRows / 2] = {}, dp[kRows / 2] = {};
   uint32_t ds[kRows / 16][4];
-  const auto issue = [&](int j) {
-    const unsigned char* k = ring + j % Room::kStages * 2 * kTileBytes<kDim>;
-    mbarrier_wait(full + j % Room::kStages, j / Room::kStages & 1);
+  RowStats rows;
+  mbarrier_wait(q_full, 0);
+  int begin = 0;  // of the walk that makes dq
+  if (keys <= kExactKeys) {
+#pragma unroll 1
+    for (; begin < tiles; ++begin) {
+      const int stage = begin % Room::kStages;
+      const unsigned char* k = ring + stage * 2 * kTileBytes<kDim>;
+      mbarrier_wait(full + stage, begin / Room::kStages & 1);
+      multiply_queries<T, kDim>(s, dp, q, dout, k, k + kTileBytes<kDim>, zeros);
+      warp_arrive(empty + stage, lane);
+      rows.add(s, dp, factor, keys - begin * kRows, lane);
+    }
+    rows.finish();
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + 8 * half;
+      rows.base[half] = r < queries ? a.lse[item * queries + r] * kLog2e : 0.f;
+      rows.delta[half] = row_delta<T, kDim>(a, (sample * a.queries * a.heads + head) * kDim, r, lane);
+    }
+  }
+  // Now i counts stages: the tile of keys is i - begin.
+  const int end = begin + tiles, limit = keys + begin * kRows;
+  float total[2] = {};
+  const auto issue = [&](int i) {
+    const int stage = i % Room::kStages;
+    const unsigned char* k = ring + stage * 2 * kTileBytes<kDim>;
+    mbarrier_wait(full + stage, i / Room::kStages & 1);
     issue_rows_by_rows<T, kDim>(s, q, k, zeros);
     issue_rows_by_rows<T, kDim>(dp, dout, k + kTileBytes<kDim>, zeros);
     wgmma_commit();
   };
-  mbarrier_wait(q_full, 0);
-  dq.pin();
-  wgmma_pin(s);
-  wgmma_pin(dp);
-  wgmma_fence();
-  issue(0);
-  const auto add = [&](int j) {
+  const auto add = [&](int i) {
     wgmma_wait<0>();  // S and dP of this tile, dq += dS k of the last one
     wgmma_pin(s);
     wgmma_pin(dp);
     dq.pin();
-    if (j > 0) warp_arrive(empty + (j - 1) % Room::kStages, lane);
-    scale_and_mask(s, factor, keys - j * kRows, lane);
-    if (one_tile) {
-      base[0] = base[1] = -INFINITY;
+    if (i > begin) warp_arrive(empty + (i - 1) % Room::kStages, lane);
+    scale_and_mask(s, factor, limit - i * kRows, lane);
 #pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) base[i / 2 % 2] = fmaxf(base[i / 2 % 2], s[i]);
-      base[0] = row_max(base[0]);
-      base[1] = row_max(base[1]);
+    for (int e = 0; e < kRows / 2; ++e) {
+      const float p = exp2_approx(s[e] - rows.base[e / 2 % 2]);
+      total[e / 2 % 2] += p;
+      dp[e] = p * (dp[e] - rows.delta[e / 2 % 2]);
     }
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) {
-      s[i] = exp2_approx(s[i] - base[i / 2 % 2]);
-      total[i / 2 % 2] += s[i];
-    }
-    if (one_tile) {
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) delta[i / 2 % 2] = fmaf(s[i], dp[i], delta[i / 2 % 2]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) delta[half] = row_sum(delta[half]) / row_sum(total[half]);
-    }
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) dp[i] = s[i] * (dp[i] - delta[i / 2 % 2]);
     to_operand<T>(dp, ds);
     pin_operand(ds);
-    wgmma_pin(s);
-    wgmma_pin(dp);
     wgmma_fence();
-    issue_add<T, kDim>(dq, ds, ring + j % Room::kStages * 2 * kTileBytes<kDim>);
+    issue_add<T, kDim>(dq, ds, ring + i % Room::kStages * 2 * kTileBytes<kDim>);
     wgmma_commit();
   };
+  dq.pin();
+  wgmma_pin(s);
+  wgmma_pin(dp);
+  wgmma_fence();
+  issue(begin);
 #pragma unroll 1
-  for (int j = 0; j + 1 < tiles; ++j) {
-    add(j);
-    issue(j + 1);
+  for (int i = begin; i + 1 < end; ++i) {
+    add(i);
+    issue(i + 1);
   }
-  add(tiles - 1);
+  add(end - 1);
   wgmma_wait<0>();
   dq.pin();
   const QueryStats stats(a);
@@ -192,9 +251,9 @@ DIT_DEVICE void dq_rows(const AttentionBackward& a, unsigned char* smem, int gro
     const int r = row + 8 * half;
     factors[half] = a.scale * norm;
     if (lane % 4 == 0 && r < queries) {
-      stats.base[item * queries + r] = base[half];
+      stats.base[item * queries + r] = rows.base[half];
       stats.norm[item * queries + r] = norm;
-      stats.delta[item * queries + r] = delta[half];
+      stats.delta[item * queries + r] = rows.delta[half];
     }
   }
   T* to = static_cast<T*>(a.dq.data) + sample * a.dq.stride.sample + head * a.dq.stride.head;
@@ -219,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       mbarrier_init_fence();
     }
     __syncthreads();
-    if (threadIdx.x == kConsumers) dq_loads<kDim>(maps, smem, first, groups, tiles, head, sample);
+    if (threadIdx.x == kConsumers) dq_loads<kDim>(maps, smem, first, groups, tiles, a.keys <= kExactKeys ? 2 : 1, head, sample);
     if (group < groups)
       dq_rows<T, kDim>(a, smem, group, first + group * kRows + warp % kGroupWarps * 16 + lane / 4, tiles, head, sample,
                        lane);
@@ -228,7 +287,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- dk, dv, and dq of a whole head
 
-constexpr int kKeyTiles = 4, kItemKeys = kKeyTiles * kRows;  // of an item
 constexpr int kDkdvThreads = kConsumers + 128;
 
 template <int kDim, bool kWhole>
@@ -360,9 +418,9 @@ class DkdvGroup {
 #pragma unroll 1
     for (int i = blockIdx.x, round = 0; i < count; i += gridDim.x, ++round) {
       const KeyItem item(a_, i);
-      if constexpr (kWhole) find_stats(item, round);
-      HeadSums<kDim> dk[kMine], dv[kMine];
       mbarrier_wait(barriers_.kv_full, round & 1);
+      if constexpr (kWhole) find_stats(item, tiles, round, step);
+      HeadSums<kDim> dk[kMine], dv[kMine];
 #pragma unroll 1
       for (int t = 0; t < tiles; ++t, ++step) queries(item, t, round, step, dk, dv);
       warp_arrive(barriers_.kv_empty, lane_);
@@ -371,19 +429,32 @@ class DkdvGroup {
   }
 
  private:
-  // base and delta of all queries of the head, one a thread.
-  DIT_DEVICE void find_stats(const KeyItem& item, int round) {
-    float* to = reinterpret_cast<float*>(smem_ + Room::kStats) + (round & 1) * 3 * kItemKeys;
-    const int r = threadIdx.x;
-    float base = INFINITY, delta = 0.f;
-    if (r < a_.queries) {
-      const int64_t at = ((item.sample * a_.queries + r) * a_.heads + item.head) * kDim;
-      base = a_.lse[item.number(a_) * a_.queries + r] * kLog2e;
-      for (int c = 0; c < kDim; c += 8)
-        delta += dot8(static_cast<const T*>(a_.dout) + at + c, static_cast<const T*>(a_.out) + at + c);
+  // base, norm and delta of the head's queries: warpgroup i % 2 those of tile i, whose rows are its rows here.
+  DIT_DEVICE void find_stats(const KeyItem& item, int tiles, int round, int step) {
+    float* all = reinterpret_cast<float*>(smem_ + Room::kStats) + (round & 1) * 3 * kItemKeys;
+    float s[kRows / 2] = {}, dp[kRows / 2] = {};
+#pragma unroll 1
+    for (int t = group_; t < tiles; t += 2) {
+      const int stage = (step + t) % Room::kStages;
+      const unsigned char* q = smem_ + Room::kRing + stage * 2 * Room::kTile;
+      mbarrier_wait(barriers_.full + stage, (step + t) / Room::kStages & 1);
+      RowStats rows;
+#pragma unroll 1
+      for (int b = 0; b < item.tiles; ++b) {
+        multiply_queries<T, kDim>(s, dp, q, q + Room::kTile, smem_ + Room::kK + b * Room::kTile,
+                                  smem_ + Room::kV + b * Room::kTile, smem_ + Room::kZeros);
+        rows.add(s, dp, a_.scale * kLog2e, int(a_.keys) - b * kRows, lane_);
+      }
+      rows.finish();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int r = t * kRows + row_ + 8 * half;
+        if (lane_ % 4 != 0) continue;
+        all[r] = rows.base[half];
+        all[kItemKeys + r] = r < a_.queries ? 1.f / rows.total[half] : 0.f;
+        all[2 * kItemKeys + r] = rows.delta[half];
+      }
     }
-    to[r] = base;
-    to[2 * kItemKeys + r] = delta;
     warp_arrive(barriers_.stats, lane_);
     mbarrier_wait(barriers_.stats, round & 1);
   }
@@ -433,8 +504,7 @@ class DkdvGroup {
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       const int column = i / 4 * 8 + i % 2;
-      s[i] = exp2_approx(s[i] * factor - base[column]);
-      if constexpr (!kWhole) s[i] *= norm[column];
+      s[i] = exp2_approx(s[i] * factor - base[column]) * norm[column];
     }
     if constexpr (kWhole) {
       const int missing = item.first + tile * kRows + row_ - int(a_.keys);  // dS of no key must not be infinite
