@@ -11,6 +11,7 @@ enum class Order { ascending, descending, random };
 struct Settings {
   Order order = Order::ascending;
   uint64_t seed = 0;            // of the random order
+  int multiprocessors = 132;    // what dit::multiprocessors() answers
   int compute_capability = 80;  // what dit::compute_capability() answers, and whose shared memory limit holds
 };
 
