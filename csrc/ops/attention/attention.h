@@ -40,8 +40,11 @@ struct AttentionBackward {
   Dtype dtype;
 };
 
-DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: see attention_cpu.cpp
-DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: see attention_cpu.cpp
+constexpr int64_t kAttentionQueries = 96;  // of one head that the CPU's forward takes at a time
+inline int64_t attention_query_blocks(int64_t queries) { return (queries + kAttentionQueries - 1) / kAttentionQueries; }
+
+DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: (sample, head, block of kAttentionQueries queries)
+DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: (sample, head)
 
 int attention_forward_cuda(const AttentionForward& a, void* stream);
 int attention_backward_cuda(const AttentionBackward& a, void* stream);
