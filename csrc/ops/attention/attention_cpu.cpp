@@ -152,7 +152,7 @@ void forward_block(const AttentionForward& a, ForwardRoom<M>& room, int64_t firs
 
 template <class M, class T>
 void forward_item(const AttentionForward& a, ForwardRoom<M>& room, int64_t item) {
-  const int64_t blocks = attention_query_blocks(a.queries), head = item / blocks;
+  const int64_t blocks = attention_blocks(a.queries), head = item / blocks;
   const int64_t n = head / a.heads, h = head % a.heads;
   const int64_t first = item % blocks * kAttentionQueries, count = std::min(kAttentionQueries, a.queries - first);
   room.q = pack_left<M>(rows_of<T>(a.q, n, h, first, count, a.dim), room.queries);
