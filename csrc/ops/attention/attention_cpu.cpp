@@ -8,9 +8,9 @@
 // kPackedKeys at a time, once for consecutive items of a head if all of its keys are that few.
 //
 // Backward: a head is packed whole and walked over in blocks of kQueryBlock queries. A block makes its rows of S and dP
-// for all keys, so that P is normalised and delta is summed from what P and dP are in these very bits: neither the
-// rounding of lse nor that of out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in
-// cache as float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
+// for all keys, so that P is normalised and delta is summed from what P and dP are in these very bits: neither lse, which
+// is rounded, nor out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in cache as
+// float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
 //
 // Arithmetic is float32 (Floats), each result rounded once. Processors with products of bf16 pairs (Pairs) use them for
 // bf16: then P and dS are rounded to bf16 too.
@@ -73,7 +73,7 @@ struct ForwardRoom {
   int64_t width, stride;             // floats of a row of sums, of a row of logits
   float *keys, *values;              // packed: kPackedKeys of a head
   float *queries, *logits, *sums;    // kAttentionQueries, kRowBlock, kAttentionQueries rows
-  float top[kAttentionQueries], total[kAttentionQueries];  // largest logit so far, base 2; sum of 2^(logit - top)
+  float top[kAttentionQueries], total[kAttentionQueries];  // product of the largest logit so far; sum of powers
   Arrays memory;
   Left q;
   Right k, v;
@@ -100,23 +100,29 @@ void pack_keys(const AttentionForward& a, ForwardRoom<M>& room, int64_t head, in
   room.packed_first = first;
 }
 
-// The largest logit of a row, base 2, given its products q k.
+// The one of two products that makes the larger logit.
+float further(float a, float b, float scale) { return scale < 0.f ? std::min(a, b) : std::max(a, b); }
+
+// Of a row of products q k, the one that makes the largest logit.
 float row_top(const float* row, int64_t keys, float scale) {
+  const float sign = scale < 0.f ? -1.f : 1.f;
   F most = splat(kLowest);
   sweep(keys, [&](int64_t i, auto lanes) {
-    const F logit = filled(load(row + i) * splat(scale), lanes, kLowest);
-    most = (logit > most) ? logit : most;
+    const F value = filled(load(row + i) * splat(sign), lanes, kLowest);
+    most = (value > most) ? value : most;
   });
-  return max(most);
+  return max(most) * sign;
 }
 
-// 2^(logit - top) of a row replaces its products q k; returns its sum.
+// e^(scale * (product - top)) of the products at p: exactly 1 for the largest logit, however large.
+F power(const float* p, float scale, float top) { return exp2((load(p) - splat(top)) * splat(scale * kLog2e)); }
+
+// These powers replace a row of products; returns their sum.
 template <class M>
 float row_powers(float* row, int64_t keys, float scale, float top) {
-  const F factor = splat(scale), shift = splat(top);
   F total = {};
   sweep(keys, [&](int64_t i, auto lanes) {
-    const F p = keep(exp2(load(row + i) * factor - shift), lanes);
+    const F p = keep(power(row + i, scale, top), lanes);
     total += p;
     if constexpr (M::kDepth == 1) store(row + i, p);
     else store(reinterpret_cast<bf16*>(row) + i, p);  // never past what was read
@@ -132,19 +138,18 @@ void forward_block(const AttentionForward& a, ForwardRoom<M>& room, int64_t firs
   const Left q = {room.q.at + first * room.q.row, room.q.row, 1};
   const Right k = {room.k.at + k0 / W * room.k.panel, room.k.panel};
   const Right v = {room.v.at + units<M>(k0) * W, room.v.panel};
-  const float scale = a.scale * kLog2e;
   float *sums = room.sums + first * room.width, *top = room.top + first, *total = room.total + first;
   product<M>({room.logits, room.stride}, q, k, count, vector_count(keys), units<M>(a.dim), false);
 
   float shrink[kRowBlock];
   for (int64_t r = 0; r < count; ++r) {
-    const float block_top = row_top(room.logits + r * room.stride, keys, scale);
-    const float new_top = fresh ? block_top : std::max(top[r], block_top);
-    shrink[r] = fresh ? 0.f : std::exp2(top[r] - new_top);
-    top[r] = new_top;
+    const float before = top[r];
+    top[r] = row_top(room.logits + r * room.stride, keys, a.scale);
+    if (!fresh) top[r] = further(top[r], before, a.scale);
+    shrink[r] = fresh ? 0.f : std::exp(a.scale * (before - top[r]));
   }
   for (int64_t r = 0; r < count; ++r)
-    total[r] = total[r] * shrink[r] + row_powers<M>(room.logits + r * room.stride, keys, scale, top[r]);
+    total[r] = total[r] * shrink[r] + row_powers<M>(room.logits + r * room.stride, keys, a.scale, top[r]);
   for (int64_t r = 0; r < count && !fresh; ++r)
     for (int64_t j = r * room.width; j < (r + 1) * room.width; j += W) store(sums + j, load(sums + j) * splat(shrink[r]));
   product<M>({sums, room.width}, {room.logits, room.stride, 1}, v, count, vector_count(a.dim), units<M>(keys), !fresh);
@@ -167,9 +172,9 @@ void forward_item(const AttentionForward& a, ForwardRoom<M>& room, int64_t item)
   for (int64_t r = 0; r < count; ++r) {
     const int64_t token = n * a.queries + first + r;
     T* out = static_cast<T*>(a.out) + (token * a.heads + h) * a.dim;
-    const F norm = splat(1.f / room.total[r]);
-    sweep(a.dim, [&](int64_t j, auto lanes) { store(out + j, load(room.sums + r * room.width + j) * norm, lanes); });
-    a.lse[head * a.queries + first + r] = (room.top[r] + std::log2(room.total[r])) / kLog2e;
+    const F total = splat(room.total[r]);
+    sweep(a.dim, [&](int64_t j, auto lanes) { store(out + j, load(room.sums + r * room.width + j) / total, lanes); });
+    a.lse[head * a.queries + first + r] = a.scale * room.top[r] + std::log(room.total[r]);
   }
 }
 
@@ -183,7 +188,7 @@ struct BackwardRoom {
   float *queries_by_row, *douts_by_row;    // packed as right operands
   float *p, *ds, *dq;                      // kQueryBlock rows
   float* ds_pairs;                         // Pairs: dS with pairs along the keys; in ds they are along the queries
-  float total[kQueryBlock], dot[kQueryBlock], norm[kQueryBlock + 1], delta[kQueryBlock + 1];
+  float top[kQueryBlock], total[kQueryBlock], dot[kQueryBlock], norm[kQueryBlock + 1], delta[kQueryBlock + 1];
   Arrays memory;
 
   explicit BackwardRoom(const AttentionBackward& a)
@@ -199,15 +204,14 @@ struct BackwardRoom {
         }) {}
 };
 
-// exp(S - lse) replaces the products q k of one row, from key `first` on; adds to its sum, and to that of its product
-// with dP.
+// Powers replace the products q k of one row, from key `first` on; adds to their sum, and to that of their products with
+// dP.
 template <class M>
-void row_probabilities(BackwardRoom<M>& room, int64_t r, int64_t first, int64_t keys, float scale, float lse) {
+void row_probabilities(BackwardRoom<M>& room, int64_t r, int64_t first, int64_t keys, float scale) {
   float *p = room.p + r * room.stride + first, *dp = room.ds + r * room.stride + first;
-  const F factor = splat(scale * kLog2e), shift = splat(lse * kLog2e);
   F total = {}, dot = {};
   sweep(keys, [&](int64_t i, auto lanes) {
-    const F e = keep(exp2(load(p + i) * factor - shift), lanes);
+    const F e = keep(power(p + i, scale, room.top[r]), lanes);
     store(p + i, e);
     total += e;
     dot += e * load(dp + i);
@@ -250,35 +254,47 @@ struct PackedKeys {
   Right k, v, k_by_row;
 };
 
-// Queries first..first + count of one head. Twice over the keys: the second time P and delta are known.
+// Of kQueryBlock queries or fewer: powers and dP for all keys, and what makes P and dS of them.
+template <class M>
+void backward_logits(const AttentionBackward& a, BackwardRoom<M>& room, const PackedKeys& packed, Left q, Left dout,
+                     int64_t count) {
+  const auto each_key_block = [&](const Right& b, auto&& body) {
+    for (int64_t k0 = 0; k0 < a.keys; k0 += kKeyBlock)
+      body(k0, std::min(kKeyBlock, a.keys - k0), Right{b.at + k0 / W * b.panel, b.panel});
+  };
+  const int64_t depth = units<M>(a.dim);
+  each_key_block(packed.k, [&](int64_t k0, int64_t keys, Right k) {
+    product<M>({room.p + k0, room.stride}, q, k, count, vector_count(keys), depth, false);
+    for (int64_t r = 0; r < count; ++r) {
+      const float top = row_top(room.p + r * room.stride + k0, keys, a.scale);
+      room.top[r] = k0 == 0 ? top : further(room.top[r], top, a.scale);
+    }
+  });
+  std::fill_n(room.total, count, 0.f);
+  std::fill_n(room.dot, count, 0.f);
+  each_key_block(packed.v, [&](int64_t k0, int64_t keys, Right v) {
+    product<M>({room.ds + k0, room.stride}, dout, v, count, vector_count(keys), depth, false);
+    for (int64_t r = 0; r < count; ++r) row_probabilities(room, r, k0, keys, a.scale);
+  });
+  for (int64_t r = 0; r < count; ++r) {
+    room.norm[r] = 1.f / room.total[r];
+    room.delta[r] = room.dot[r] * room.norm[r];
+  }
+  room.norm[count] = room.delta[count] = 0.f;  // the absent one of a pair
+}
+
+// Queries first..first + count of one head: dq, and their share of dk and dv.
 template <class M, class T>
 void backward_block(const AttentionBackward& a, BackwardRoom<M>& room, const PackedKeys& packed, int64_t n, int64_t h,
                     int64_t first, int64_t count) {
   const HeadStrides dense = {a.queries * a.heads * a.dim, a.heads * a.dim, a.dim};
   const Rows<T> q_rows = rows_of<T>(a.q, n, h, first, count, a.dim);
   const Rows<T> dout_rows = rows_of<T>({a.dout, dense}, n, h, first, count, a.dim);
-  const Left q = pack_left<M>(q_rows, room.queries), dout = pack_left<M>(dout_rows, room.douts);
-  const int64_t vectors = vector_count(a.dim), depth = units<M>(a.dim);
-  const float* lse = a.lse + (n * a.heads + h) * a.queries + first;
-  std::fill_n(room.total, count, 0.f);
-  std::fill_n(room.dot, count, 0.f);
-  for (int64_t k0 = 0; k0 < a.keys; k0 += kKeyBlock) {
-    const int64_t keys = std::min(kKeyBlock, a.keys - k0), offset = k0 / W * packed.k.panel;
-    product<M>({room.p + k0, room.stride}, q, {packed.k.at + offset, packed.k.panel}, count, vector_count(keys), depth,
-               false);
-    product<M>({room.ds + k0, room.stride}, dout, {packed.v.at + offset, packed.v.panel}, count, vector_count(keys),
-               depth, false);
-    for (int64_t r = 0; r < count; ++r) row_probabilities(room, r, k0, keys, a.scale, lse[r]);
-  }
-  for (int64_t r = 0; r < count; ++r) {
-    room.norm[r] = 1.f / room.total[r];
-    room.delta[r] = room.dot[r] * room.norm[r];
-  }
-  room.norm[count] = room.delta[count] = 0.f;  // the absent one of a pair
+  backward_logits(a, room, packed, pack_left<M>(q_rows, room.queries), pack_left<M>(dout_rows, room.douts), count);
 
   const Right q_by_row = pack_right<M>(q_rows, room.queries_by_row);
   const Right dout_by_row = pack_right<M>(dout_rows, room.douts_by_row);
-  const int64_t step = M::kDepth * room.stride;
+  const int64_t vectors = vector_count(a.dim), step = M::kDepth * room.stride;
   for (int64_t k0 = 0; k0 < a.keys; k0 += kKeyBlock) {
     const int64_t keys = std::min(kKeyBlock, a.keys - k0);
     for (int64_t r = 0; r < count; r += M::kDepth) finish_rows(room, r, k0, keys);
