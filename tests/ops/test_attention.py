@@ -315,6 +315,8 @@ def test_sdpa_says_which_kernel_pytorch_picked_and_pins_it(caplog, monkeypatch):
             attention(QKV)
     assert caplog.messages == ["attention on cpu: backend sdpa is PyTorch's FLASH_ATTENTION"]
     assert pinned == [SDPBackend.FLASH_ATTENTION] * 2
+    libraries.LIBRARIES["sdpa_cudnn"][0](*QKV.unbind(2), 0.3)
+    assert pinned[2:] == [SDPBackend.CUDNN_ATTENTION]
 
 
 def test_sdpa_of_nothing():
@@ -326,8 +328,10 @@ def test_flash_attn_is_called_or_says_why_not(monkeypatch):
     with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="flash-attn package is not installed"):
         attention(QKV)
     monkeypatch.setattr(libraries, "_installed", lambda module: module == "flash_attn")
-    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="tensors are on cpu"):
+    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="takes bfloat16 and float16, got"):
         attention(QKV)
+    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="tensors are on cpu"):
+        attention(QKV.half())
     called = {}
     package = types.ModuleType("flash_attn")
     package.flash_attn_func = lambda q, k, v, **options: called.update(options, shapes=(q.shape, k.shape)) or (v, None)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,29 @@ def sdpa_choice(q: Tensor, k: Tensor, v: Tensor, scale: float) -> SDPBackend:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """PyTorch's own, its choice of a kernel pinned; a compiled graph makes that choice itself."""
-    pinned = nullcontext() if torch.compiler.is_compiling() else sdpa_kernel(sdpa_choice(q, k, v, scale))
-    with pinned:
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-    return out.transpose(1, 2)
+    if torch.compiler.is_compiling():
+        return _sdpa(q, k, v, scale)
+    return _pinned(sdpa_choice(q, k, v, scale), q, k, v, scale)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    heads = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2)
+
+
+def _pinned(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    with sdpa_kernel(kernel):
+        return _sdpa(q, k, v, scale)
+
+
+def _gpu_only(tensors: Sequence[Tensor]) -> str | None:
+    return None if tensors[0].device.type == "cuda" else f"tensors are on {tensors[0].device.type}"
+
+
+def _half_on_gpu(tensors: Sequence[Tensor]) -> str | None:
+    if tensors[0].dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16 and float16, got {tensors[0].dtype}"
+    return _gpu_only(tensors)
 
 
 def flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -53,18 +72,18 @@ def flash_attn_why_not(tensors: Sequence[Tensor]) -> str | None:
     q = tensors[0]
     if not (_installed("flash_attn_interface") or _installed("flash_attn")):
         return "the flash-attn package is not installed"
-    if q.device.type != "cuda":
-        return f"tensors are on {q.device.type}"
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"flash-attn takes bfloat16 and float16, got {q.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > 256:
         return f"flash-attn takes head dims that are multiples of 8 up to 256, got {q.shape[-1]}"
-    return None
+    return _half_on_gpu(tensors)
 
 
 Library = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 LIBRARIES: dict[str, tuple[Library, Callable[[Sequence[Tensor]], str | None]]] = {
     "sdpa": (sdpa, lambda tensors: None),
+    "sdpa_flash": (partial(_pinned, SDPBackend.FLASH_ATTENTION), _half_on_gpu),
+    "sdpa_cudnn": (partial(_pinned, SDPBackend.CUDNN_ATTENTION), _half_on_gpu),
+    "sdpa_efficient": (partial(_pinned, SDPBackend.EFFICIENT_ATTENTION), _gpu_only),
     "flash_attn": (flash_attn, flash_attn_why_not),
 }
+"""`sdpa` leaves the choice to PyTorch; the three after it pin one of its kernels and fail where that cannot run."""

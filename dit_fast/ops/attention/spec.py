@@ -86,6 +86,13 @@ def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
     )
 
 
+def bench(n: int) -> tuple[Case, ...]:
+    """XL/2 and L/2 at 256 x 256 pixels, and at 512 x 512 with half the tokens in all."""
+    sizes = ((f"{model}, {pixels}px", max(1, n // part), t, dh) for model, dh in (("XL/2", 72), ("L/2", 64))
+             for pixels, t, part in ((256, 256, 1), (512, 1024, 8)))  # fmt: skip
+    return tuple(Case(f"{name}, N={m}", {"N": m, "T": t, "H": 16, "Dh": dh}) for name, m, t, dh in sizes)
+
+
 SPEC = Spec(
     op=OP,
     function=attention,
@@ -94,5 +101,5 @@ SPEC = Spec(
     inputs=inputs,
     gradients=("q", "k", "v", "q_weight", "k_weight", "q_bias", "k_bias"),
     cost=cost,
-    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "T": 256, "H": 16, "Dh": 72}),
+    bench=bench,
 )
