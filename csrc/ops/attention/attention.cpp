@@ -2,8 +2,6 @@
 // attention: schema, checks and launches. Formulas in dit_fast/ops/attention/autograd.py and prepare.h.
 #include "ops/attention/attention.h"
 
-#if !defined(DIT_HOST_EXEC) || __has_include("ops/attention/attention.cuh")  // until the CUDA kernels are here
-
 #include <optional>
 
 #include "common/device.h"
@@ -202,10 +200,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {
         " Tensor lse, float scale, int norm, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-#if __has_include("ops/attention/attention.cuh")
 DIT_IMPLEMENT(dit::implement)
-#else
-STABLE_TORCH_LIBRARY_IMPL(DIT_LIBRARY, CPU, m) { dit::implement<dit::Cpu>(m); }
-#endif
-
-#endif
