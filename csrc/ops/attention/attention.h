@@ -29,8 +29,8 @@ struct AttentionBackward {
   Dtype dtype;
 };
 
-constexpr int64_t kAttentionQueries = 96;  // queries of one head that an item of the CPU's forward has
-inline int64_t attention_blocks(int64_t queries) { return (queries + kAttentionQueries - 1) / kAttentionQueries; }
+constexpr int64_t kCpuQueries = 96;  // queries of one head that an item of the CPU's forward has
+inline int64_t attention_blocks(int64_t queries) { return (queries + kCpuQueries - 1) / kCpuQueries; }
 
 DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: (sample, head, attention_blocks(queries))
 DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: (sample, head)

@@ -30,7 +30,7 @@ constexpr int64_t kPackedKeys = 4 * kKeyBlock;
 constexpr int64_t kQueryBlock = 2 * kRowBlock;
 constexpr float kLog2e = 1.44269504f, kLowest = -std::numeric_limits<float>::infinity();
 static_assert(kKeyBlock % kRowBlock == 0 && kKeyBlock % W == 0, "a block of keys is made of whole tiles and panels");
-static_assert(kAttentionQueries % kRowBlock == 0, "an item of the forward is made of whole blocks");
+static_assert(kCpuQueries % kRowBlock == 0, "an item of the forward is made of whole blocks");
 
 template <class T>
 Rows<T> rows_of(const Heads& x, int64_t n, int64_t h, int64_t first, int64_t count, int64_t dim) {
@@ -72,8 +72,8 @@ template <class M>
 struct ForwardRoom {
   int64_t width, stride;             // floats of a row of sums, of a row of logits
   float *keys, *values;              // packed: kPackedKeys of a head
-  float *queries, *logits, *sums;    // kAttentionQueries, kRowBlock, kAttentionQueries rows
-  float top[kAttentionQueries], total[kAttentionQueries];  // product of the largest logit so far; sum of powers
+  float *queries, *logits, *sums;    // kCpuQueries, kRowBlock, kCpuQueries rows
+  float top[kCpuQueries], total[kCpuQueries];  // product of the largest logit so far; sum of powers
   Arrays memory;
   Left q;
   Right k, v;
@@ -84,9 +84,9 @@ struct ForwardRoom {
           const int64_t packed = std::min(a.keys, kPackedKeys);
           array(keys, round_up(packed, W) * units<M>(a.dim));
           array(values, units<M>(packed) * width);
-          array(queries, kAttentionQueries * round_up(units<M>(a.dim), W));
+          array(queries, kCpuQueries * round_up(units<M>(a.dim), W));
           array(logits, kRowBlock * stride);
-          array(sums, kAttentionQueries * width);
+          array(sums, kCpuQueries * width);
         }) {}
 };
 
@@ -159,7 +159,7 @@ template <class M, class T>
 void forward_item(const AttentionForward& a, ForwardRoom<M>& room, int64_t item) {
   const int64_t blocks = attention_blocks(a.queries), head = item / blocks;
   const int64_t n = head / a.heads, h = head % a.heads;
-  const int64_t first = item % blocks * kAttentionQueries, count = std::min(kAttentionQueries, a.queries - first);
+  const int64_t first = item % blocks * kCpuQueries, count = std::min(kCpuQueries, a.queries - first);
   room.q = pack_left<M>(rows_of<T>(a.q, n, h, first, count, a.dim), room.queries);
   std::fill_n(room.total, count, 0.f);
   for (int64_t k0 = 0; k0 < a.keys; k0 += kPackedKeys) {
