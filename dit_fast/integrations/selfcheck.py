@@ -112,7 +112,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 def randomise(twin: nn.Module, device: torch.device) -> None:
     """Float64 values for all parameters but those of stand-ins, each tensor once; copies of all buffers."""
-    done: dict[int, Tensor] = {}
+    done: dict[int, nn.Parameter] = {}
     hidden = {id(part) for child in twin.modules() if isinstance(child, StandIn) for part in child.modules()}
     for part in twin.modules():
         if id(part) in hidden:
@@ -122,11 +122,11 @@ def randomise(twin: nn.Module, device: torch.device) -> None:
                 continue
             if id(value) not in done:
                 done[id(value)] = nn.Parameter(_values(value, device, len(done)))
-            part._parameters[name] = done[id(value)]  # type: ignore[assignment]
-        for name, value in part._buffers.items():
-            if value is not None:
-                own = torch.zeros_like(value, device=device) if value.is_meta else value.detach().to(device, copy=True)
-                part._buffers[name] = own.double() if own.is_floating_point() else own
+            part._parameters[name] = done[id(value)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                values = torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer.detach().clone()
+                part._buffers[name] = values.to(device, torch.float64 if values.is_floating_point() else None)
 
 
 def _values(like: Tensor, device: torch.device, index: int) -> Tensor:
