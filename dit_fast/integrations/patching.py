@@ -228,7 +228,8 @@ def derive(original: type[nn.Module], mixin: type, **constants: Hashable) -> typ
         "_original": original,
         "_recipe": (mixin, tuple(constants.items())),
     }
-    _derived[key] = type(original)(original.__name__, (mixin, original), namespace)
+    metaclass: Any = type(original)
+    _derived[key] = metaclass(original.__name__, (mixin, original), namespace)
     return _derived[key]
 
 
@@ -239,8 +240,7 @@ def _is_derived(cls: type) -> bool:
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """As the original class would be reduced, but for the class, which pickle would look up by its name."""
     cls: Any = next(base for base in type(self).__mro__ if _is_derived(base))
-    state = self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
-    return _rebuild, (cls._original, *cls._recipe), state
+    return _rebuild, (cls._original, *cls._recipe), self.__getstate__()
 
 
 def _rebuild(original: type[nn.Module], mixin: type, constants: tuple[tuple[str, Hashable], ...]) -> nn.Module:
