@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .selfcheck import StandIn, copied, randomise, stand_in
+from .selfcheck import StandIn, copied, kind, randomise, stand_in
 
 
 class Signature(NamedTuple):
@@ -71,17 +71,26 @@ class Route(NamedTuple):
     parts: tuple[tuple[str, Handed], ...]
 
 
-def route(module: nn.Module, parts: tuple[str, ...], width: int, extra: list[str], required: list[str]) -> Route | str:
-    """Find where `extra` arguments go; optional ones that go nowhere known are left out of `carried`."""
-    base = _probe(module, parts, width, required)
-    if isinstance(base, str):
-        return base
-    carried = list(required)
-    for name in extra:
-        if name not in required and not isinstance(_probe(module, parts, width, [*required, name]), str):
-            carried.append(name)
-    best = _probe(module, parts, width, carried)
-    return base if isinstance(best, str) else best
+_routes: dict[Hashable, Route | str] = {}
+
+
+def route(module: nn.Module, parts: tuple[str, ...], width: int, found: Signature) -> Route | str:
+    """Find where the arguments after the first two go; optional ones that go nowhere known are not `carried`."""
+    key = (parts, width, kind(module))  # a model has many blocks of few kinds
+    if key not in _routes:
+        _routes[key] = _route(module, parts, width, found)
+    return _routes[key]
+
+
+def _route(module: nn.Module, parts: tuple[str, ...], width: int, found: Signature) -> Route | str:
+    optional = [name for name in found.names[2:] if name in dict(found.defaults)]
+    required = [name for name in found.names[2:] if name not in optional]
+    best = _probe(module, parts, width, required)
+    for name in optional:
+        if isinstance(best, Route):
+            more = _probe(module, parts, width, [*best.carried, name])
+            best = best if isinstance(more, str) else more
+    return best
 
 
 def _probe(module: nn.Module, parts: tuple[str, ...], width: int, names: list[str]) -> Route | str:

@@ -89,8 +89,7 @@ def block(module: nn.Module) -> Answer:
         return found
     if len(found.names) < 2:
         return f"its forward takes {found.names}, not tokens and a conditioning"
-    required = [name for name in found.names[2:] if name not in dict(found.defaults)]
-    where = route(module, ("attn", "mlp"), width, list(found.names[2:]), required)
+    where = route(module, ("attn", "mlp"), width, found)
     if isinstance(where, str):
         return where
 
@@ -134,8 +133,7 @@ class FusedAttention(nn.Module):
         x = bound[self._signature.names[0]]  # (N, T, D)
         if not parts.is_tensors(x) or x.dim() != 3 or not parts.plain(x) or parts.dropping(self, "attn_drop"):
             return super().forward(*args, **kwargs)
-        n, t, _ = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, -1)  # (N, T, 3, H, Dh)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (N, T, 3, H, Dh)
         ropes = [r for r in (getattr(self, "rope", None), bound.get("rope")) if r is not None]
         if not ropes and parts.absent(self, "q_norm") and parts.absent(self, "k_norm"):
             out = ops.attention(qkv)  # (N, T, D)
