@@ -273,8 +273,8 @@ class FusedPatchEmbed(nn.Module):
             return super().forward(*args, **kwargs)
         x, p = args[0], self.proj.stride[0]
         height, width = x.shape[-2:]
-        known = getattr(self, "img_size", None)
-        if height % p or width % p or parts.in_autocast(x) or known not in (None, (height, width), [height, width]):
+        known = getattr(self, "img_size", None) or (height, width)  # other sizes are refused, resized or padded
+        if height % p or width % p or height != known[0] or width != known[1] or parts.in_autocast(x):
             return super().forward(x)
         pos = x.new_zeros(1, 1).expand(height // p * (width // p), self.proj.out_channels)  # the model adds its own
         return parts.through(self, ("norm",), ops.patch_embed(x, self.proj.weight, self.proj.bias, pos))

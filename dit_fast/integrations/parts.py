@@ -14,6 +14,7 @@ from torch.nn.modules import module as every
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_fast import ops
+from dit_fast.ops._core.checks import has_autocast
 
 
 def intact(part: nn.Module, cls: type[nn.Module]) -> bool:
@@ -36,10 +37,14 @@ def plain(*tensors: Tensor) -> bool:
     return not any(is_traceable_wrapper_subclass(tensor) for tensor in tensors)
 
 
+def in_autocast(x: Tensor) -> bool:
+    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
 def alike(*tensors: Tensor) -> bool:
     """Whether an op takes these together: plain, and of one dtype, unless autocast is to make it one."""
     return plain(*tensors) and (
-        all(t.dtype == tensors[0].dtype for t in tensors) or torch.is_autocast_enabled(tensors[0].device.type)
+        all(t.dtype == tensors[0].dtype for t in tensors) or in_autocast(tensors[0])
     )
 
 
@@ -88,10 +93,6 @@ def gated_modulated(
 def _result(x: Tensor, y: Tensor, gate: Tensor) -> torch.dtype:
     """Under autocast the ops give float32; PyTorch's sum keeps the widest dtype of what came."""
     return torch.promote_types(torch.promote_types(x.dtype, y.dtype), gate.dtype)
-
-
-def in_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def is_tensors(*values: object) -> bool:

@@ -29,10 +29,12 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x, attn_mask=None):
-        n, t, d = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = self.heads(x)
         return self.after(x, self.q_norm(q), self.k_norm(k), v, attn_mask)
+
+    def heads(self, x):
+        n, t, _ = x.shape
+        return self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
     def after(self, x, q, k, v, attn_mask=None):
         if self.fused_attn:
@@ -49,9 +51,7 @@ class RopeAttention(Attention):
     """Given a rotary embedding of the heads with every call."""
 
     def forward(self, x, rope=None):
-        n, t, d = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = self.heads(x)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)

@@ -11,7 +11,19 @@ import dit_fast
 from dit_fast.integrations import parts
 
 from .compare import assert_same
-from .lookalikes import Attention, Block, FinalLayer, LightningBlock, MaskDiTLike, Mlp, Rope, batch, dit_like, live, modulate
+from .lookalikes import (
+    Attention,
+    Block,
+    FinalLayer,
+    LightningBlock,
+    MaskDiTLike,
+    Mlp,
+    Rope,
+    batch,
+    dit_like,
+    live,
+    modulate,
+)
 
 ALL = {
     "x_embedder": ("patch_embed",),
@@ -134,8 +146,7 @@ def test_attention_with_a_rope_of_its_own():
             self.rope = Rope(dim // 2, 9)
 
         def forward(self, x):
-            n, t, d = x.shape
-            q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = self.heads(x)
             return self.after(x, self.rope(self.q_norm(q)), self.rope(self.k_norm(k)), v)
 
     unpatched = live(OwnRope(48))
