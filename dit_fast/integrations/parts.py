@@ -8,6 +8,8 @@ arguments do not fit (mixed dtypes, tensors of a distributed or quantised kind),
 N batch, T tokens, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every
@@ -97,6 +99,25 @@ def _result(x: Tensor, y: Tensor, gate: Tensor) -> torch.dtype:
 
 def is_tensors(*values: object) -> bool:
     return all(isinstance(value, Tensor) for value in values)
+
+
+def head_norms(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments for `ops.attention` in place of q_norm and k_norm: none where there are no norms, None where only
+    the modules can do it."""
+    if absent(module, "q_norm") and absent(module, "k_norm"):
+        return {}
+    q, k = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
+    if not isinstance(q, nn.LayerNorm | nn.RMSNorm) or not isinstance(k, nn.LayerNorm | nn.RMSNorm):
+        return None
+    cls: type[nn.Module] = nn.LayerNorm if isinstance(q, nn.LayerNorm) else nn.RMSNorm
+    biases = {"q_bias": getattr(q, "bias", None), "k_bias": getattr(k, "bias", None)}
+    affine = [t for t in (q.weight, k.weight, *biases.values()) if t is not None]
+    if not intact(q, cls) or not intact(k, cls) or q.eps is None or q.eps != k.eps or not plain(*affine):
+        return None
+    if len(q.normalized_shape) != 1 or q.normalized_shape != k.normalized_shape:
+        return None
+    kind = "layer" if cls is nn.LayerNorm else "rms"
+    return {"norm": kind, "q_weight": q.weight, "k_weight": k.weight, **biases, "eps": q.eps}
 
 
 def absent(module: nn.Module, name: str) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dit_fast
+from dit_fast import ops
 
 from .lookalikes import Block, LightningBlock, Mlp, Rope, batch, dit_like, live
 
@@ -17,6 +18,8 @@ OPS = {"adaln", "attention", "gated_residual", "gated_residual_adaln", "linear_g
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
+    with ops.use_backend("cpu"):  # `auto` may find PyTorch's attention faster here
+        yield
 
 
 def captured(graphs):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import dit_fast
+from dit_fast import ops
 from dit_fast.integrations.patching import ALREADY, OWN
 from dit_fast.models import DiT
 
@@ -30,13 +31,13 @@ def fused_calls(monkeypatch):
     """Names of the fused ops as they are called."""
     called = []
     for name in ("adaln", "gated_residual", "gated_residual_adaln", "attention", "linear_gelu", "patch_embed"):
-        real = getattr(dit_fast.ops, name)
+        real = getattr(ops, name)
 
         def spy(*args, real=real, name=name, **kwargs):
             called.append(name)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(dit_fast.ops, name, spy)
+        monkeypatch.setattr(ops, name, spy)
     return called
 
 
@@ -270,9 +271,9 @@ def test_a_model_on_meta_is_patched_and_loaded_later():
 
 def test_an_unavailable_backend_says_so():
     model = dit_like()
-    with dit_fast.ops.use_backend("cuda"):
+    with ops.use_backend("cuda"):
         assert dit_fast.patch(model).replaced  # the check runs on the reference
-        with pytest.raises(dit_fast.ops.BackendUnavailable, match="tensors are on cpu"):
+        with pytest.raises(ops.BackendUnavailable, match="tensors are on cpu"):
             model(*batch())
 
 
