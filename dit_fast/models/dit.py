@@ -176,10 +176,7 @@ class DiT(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(T, D) position embeddings of an h x w grid."""
-        if grid == self.grid:
-            return self.pos_embed[0]
-        pos = dnn.sincos_2d(*grid, self.pos_embed.shape[-1], device=self.pos_embed.device)
-        return pos.to(self.pos_embed.dtype)
+        return dnn.grid_positions(self.pos_embed[0], self.grid, grid)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """In training, recompute each block in the backward pass instead of keeping its activations."""
@@ -217,13 +214,13 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-_SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
+SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
 
 DiT_models: dict[str, Callable[..., DiT]] = {
     f"DiT-{size}/{patch}": partial(
         DiT, depth=depth, hidden_size=width, patch_size=patch, num_heads=heads
     )
-    for size, (depth, width, heads) in _SIZES.items()
+    for size, (depth, width, heads) in SIZES.items()
     for patch in (2, 4, 8)
 }
 """The paper's 12 models (table 1), by name: `DiT_models["DiT-XL/2"](input_size=32)`."""

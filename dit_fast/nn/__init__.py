@@ -11,7 +11,7 @@ from .blocks import (
     InContextBlock,
     Modulation,
 )
-from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_features
+from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, timestep_features
 from .layers import Attention, CrossAttention, Mlp
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "TimestepEmbedder",
+    "grid_positions",
     "sincos_2d",
     "timestep_features",
 ]

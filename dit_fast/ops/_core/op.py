@@ -167,7 +167,8 @@ class Op:
         if backend == "reference":
             return None
         dtype = tensors[0].dtype
-        if backend in self.backends and backend not in BACKENDS:
+        if backend not in BACKENDS and backend in self.backends:  # in this order: `backends` fills at a first run, and
+            # a graph that looked at it would be compiled again
             return self.backends[backend].why_not(tensors)
         if backend not in BACKENDS:
             return f"{self.name} has no backend {backend!r}"
