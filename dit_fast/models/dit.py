@@ -6,7 +6,8 @@ N batch, C channels, H W image, p patch, h w grid of patches, T = h*w tokens, D 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from dit_fast import nn as dnn
 from dit_fast import ops
 from dit_fast.diffusion import guide
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONDITIONING: dict[str, type[dnn.Block]] = {
     "adaln_zero": dnn.AdaLNZeroBlock,
@@ -181,6 +185,39 @@ class DiT(nn.Module):
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """In training, recompute each block in the backward pass instead of keeping its activations."""
         self.gradient_checkpointing = enabled
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json` to `folder`, each whole or not at all."""
+        from .checkpoint import save_folder
+
+        save_folder(self.state_dict(), self.config, folder)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", **download: Any) -> "Self":
+        """A saved model in evaluation mode, in the dtypes it was saved in.
+
+        Args:
+            path: a folder of `save_pretrained`, a file of `save_model`, or `owner/name` on the Hugging Face Hub
+                (needs huggingface_hub). A path that exists is read without a question to the network.
+            download: huggingface_hub's `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            FileNotFoundError: no such path, and not the name of a repository either.
+            ValueError: not a checkpoint of this package. Those of the public release and of diffusers:
+                `dit-fast convert`, or `dit_fast.integrations.checkpoints.load`.
+        """
+        from .hub import from_pretrained
+
+        return from_pretrained(cls, path, device, **download)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to `owner/name`; options as huggingface_hub's `push_to_hub` has them.
+
+        Returns the address of the commit. Needs huggingface_hub.
+        """
+        from .hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     def _run(self, block: nn.Module, *arguments: object) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -104,7 +104,7 @@ class AdaLNZeroBlock(Block):
 
     def modulation(self, c: Tensor) -> list[Modulation]:
         m = self.adaLN_modulation(c).chunk(6, dim=1)  # views of one (N, 6D)
-        return [Modulation(*m[:3]), Modulation(*m[3:], self.norm2_eps)]
+        return [Modulation(*m[:3]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
 
 
 class AdaLNBlock(Block):
