@@ -93,7 +93,7 @@ class DiT(nn.Module):
         self.x_embedder = dnn.PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = dnn.TimestepEmbedder(hidden_size)
         self.y_embedder = dnn.LabelEmbedder(num_classes, hidden_size, class_dropout_prob) if num_classes else None
-        pos = dnn.sincos_2d(*self.grid, hidden_size).float()
+        pos = dnn.sincos_2d(*self.grid, hidden_size).float().to(torch.get_default_dtype())  # as all other weights
         self.pos_embed = nn.Parameter(pos[None], requires_grad=False)  # (1, T, D), fixed
         design = CONDITIONING[conditioning]
         self.blocks = nn.ModuleList(design(hidden_size, num_heads, mlp_ratio) for _ in range(depth))

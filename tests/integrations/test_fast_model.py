@@ -132,7 +132,8 @@ def test_save_and_load(tmp_path):
     half, info = FastDiTTransformer2DModel.from_pretrained(
         tmp_path / "fast", torch_dtype=torch.bfloat16, output_loading_info=True
     )
-    assert half.dtype == torch.bfloat16 and info["missing_keys"] == []
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and info["missing_keys"] == []
+    assert half(inputs[0].bfloat16(), *inputs[1:]).sample.dtype == torch.bfloat16
     theirs().save_pretrained(tmp_path / "slow")
     with pytest.raises(ValueError, match=r"from_diffusers reads a DiTTransformer2DModel"):
         FastDiTTransformer2DModel.from_pretrained(tmp_path / "slow")
