@@ -13,6 +13,7 @@ from .blocks import (
 )
 from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, timestep_features
 from .layers import Attention, CrossAttention, Mlp
+from .rope import rope_2d
 
 __all__ = [
     "AdaLNBlock",
@@ -30,6 +31,7 @@ __all__ = [
     "PatchEmbed",
     "TimestepEmbedder",
     "grid_positions",
+    "rope_2d",
     "sincos_2d",
     "timestep_features",
 ]

@@ -185,7 +185,7 @@ def test_the_attention_backend_is_this_models_alone(monkeypatch):
     pinned, free, inputs = ours(), ours(), batch()
     plain = free(*inputs).sample
     assert chosen == ["cpu"] * 2
-    for backend in ("reference", "triton"):
+    for backend in ("reference", "sdpa", "triton"):
         pinned.set_attention_backend(backend)
         chosen.clear()
         torch.testing.assert_close(pinned(*inputs).sample, plain)

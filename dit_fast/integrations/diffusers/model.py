@@ -34,9 +34,9 @@ class PinnedAttention(Attention):
 
     attention_backend: str
 
-    def forward(self, x: Tensor) -> Tensor:
-        with ops.use_backend(self.attention_backend):
-            return super().forward(x)
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        with ops.use_backend(attention=self.attention_backend):
+            return super().forward(x, rope)
 
 
 class FastDiTTransformer2DModel(ModelMixin, ConfigMixin):
@@ -153,8 +153,8 @@ class FastDiTTransformer2DModel(ModelMixin, ConfigMixin):
         return labels
 
     def set_attention_backend(self, backend: str) -> None:
-        """Run this model's attention on one of dit_fast's backends: "reference", "cpu", "triton", "cuda", one that was
-        registered, or "auto". The other ops follow `use_backend`. It runs or raises its reason at the first call.
+        """Run this model's attention on one of dit_fast's backends, whatever `use_backend` says: "reference", "cpu",
+        "triton", "cuda", "sdpa", "flash_attn", one that was registered, or "auto". It runs or raises its reason when called.
         """
         known = ["auto", *OPS["attention"].names()]
         if backend not in known:
