@@ -154,7 +154,8 @@ class FastDiTTransformer2DModel(ModelMixin, ConfigMixin):
 
     def set_attention_backend(self, backend: str) -> None:
         """Run this model's attention on one of dit_fast's backends, whatever `use_backend` says: "reference", "cpu",
-        "triton", "cuda", "sdpa", "flash_attn", one that was registered, or "auto". It runs or raises its reason when called.
+        "triton", "cuda", "sdpa", "flash_attn", one that was registered, or "auto". A call runs on it or raises its
+        reason.
         """
         known = ["auto", *OPS["attention"].names()]
         if backend not in known:
