@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from dit_fast.integrations import checkpoints
 from dit_fast.integrations.diffusers import FastDiTTransformer2DModel
 from dit_fast.models import DiT
 from dit_fast.ops import BackendUnavailable, use_backend
@@ -112,6 +113,8 @@ def test_from_diffusers_copies_and_keeps_what_it_can(tmp_path):
     again = FastDiTTransformer2DModel.from_diffusers(tmp_path, numerics="paper")
     assert again.config.numerics == "paper" and again.dtype == torch.bfloat16
     assert torch.equal(again.dit.blocks[1].attn.qkv.bias[:144], model.transformer_blocks[1].attn1.to_q.bias)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in owner/name; of a repository on a hub"):
+        FastDiTTransformer2DModel.from_diffusers("owner/name")
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight[0] += 1
     with pytest.raises(ValueError, match="every block must have the same embedders"):
@@ -129,6 +132,8 @@ def test_save_and_load(tmp_path):
     again = FastDiTTransformer2DModel.from_pretrained(tmp_path / "fast")
     assert arguments_of(again) == arguments_of(fast) and not again.training
     assert torch.equal(again(*inputs).sample, fast(*inputs).sample)
+    plain = checkpoints.load(tmp_path / "fast")  # `dit-fast convert` reads it too
+    assert torch.equal(plain(*inputs), fast(*inputs).sample)
     half, info = FastDiTTransformer2DModel.from_pretrained(
         tmp_path / "fast", torch_dtype=torch.bfloat16, output_loading_info=True
     )

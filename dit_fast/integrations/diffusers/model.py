@@ -204,8 +204,13 @@ class FastDiTTransformer2DModel(ModelMixin, ConfigMixin):
         """
         training, copy = False, not isinstance(model, str | Path)
         if isinstance(model, str | Path):
-            where, config = str(model), load_json(Path(model) / "config.json")
-            theirs = load_diffusers_weights(Path(model))
+            folder = Path(model)
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"{cls.__name__}.from_diffusers: no config.json in {folder}; of a repository on a hub, give what"
+                    f" DiTTransformer2DModel.from_pretrained makes of it"
+                )
+            where, config, theirs = str(folder), load_json(folder / "config.json"), load_diffusers_weights(folder)
         else:
             where, config, theirs = type(model).__name__, dict(model.config), model.state_dict()
             training = model.training

@@ -9,7 +9,7 @@ s = sigmoid(2z):
     dx = du weight,   dweight = du^T x,   dbias = sum of du over the M rows, in float32
 """
 
-import math
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from .._core import Op
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     f = weight.shape[0]
-    rows = math.prod(x.shape[:-1]) if keep else 0  # Size.numel() would fix the sizes of a graph
+    rows = prod(x.shape[:-1]) if keep else 0  # Size.numel would make a symbolic batch a number
     return x.new_empty((*x.shape[:-1], f)), x.new_empty((rows, f))
 
 
