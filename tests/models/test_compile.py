@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dit_fast.models import CONDITIONING
+from dit_fast.nn import sincos_2d
 
 from .live import batch, live_model
 
@@ -35,9 +35,9 @@ def marked(inputs):
     return inputs
 
 
-@pytest.mark.parametrize("design", CONDITIONING)
-def test_there_is_no_graph_break(design):
-    model = live_model(conditioning=design, depth=1)
+def test_there_is_no_graph_break():
+    """Of the other designs, tests/models/test_parity.py: fullgraph=True forbids breaks."""
+    model = live_model(depth=1)
     found = torch._dynamo.explain(model)(*batch(model))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
@@ -68,6 +68,14 @@ def test_one_graph_is_compiled_for_training_too():
         for a, b in zip(got, torch.autograd.grad(model(*inputs).square().sum(), parameters), strict=True):
             torch.testing.assert_close(a, b)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (4, 1)])
+def test_the_operator_of_positions(grid):
+    own = torch.randn(6, 8)
+    torch.library.opcheck(torch.ops.dit_fast.positions.default, (own, 2, 3, *grid))
+    wanted = own if grid == (2, 3) else sincos_2d(4, 1, 8).float()
+    assert torch.equal(torch.ops.dit_fast.positions(own, 2, 3, *grid), wanted)
 
 
 @torch.no_grad()
