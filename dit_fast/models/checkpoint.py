@@ -83,7 +83,8 @@ def load_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     path = Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"load_model: no checkpoint at {file}")
+        other = "; `dit-fast convert` reads those of others" if path.is_dir() else ""
+        raise FileNotFoundError(f"load_model: no checkpoint at {file}{other}")
     weights, header = read_safetensors(file, device)
     configs = [parse_config(header[HEADER], path)] if HEADER in header else []
     if path.is_dir() and (path / CONFIG).is_file():

@@ -149,6 +149,17 @@ def test_entries_of_a_training_checkpoint(tmp_path):
         read(released(tmp_path / "r.pt", ema), which="model")
 
 
+def test_a_state_dict_in_safetensors(tmp_path):
+    model = small()
+    save_file(model.state_dict(), tmp_path / "s.safetensors")
+    assert same(read(tmp_path / "s.safetensors", num_heads=2).weights, model.state_dict())
+    with pytest.raises(ValueError, match="--which must be left out, since .* has no entries; got 'ema'"):
+        read(tmp_path / "s.safetensors", num_heads=2, which="ema")
+    convert(tmp_path / "s.safetensors", tmp_path / "d", "diffusers", num_heads=2)
+    with pytest.raises(ValueError, match=r"has diffusers' keys: give the folder that holds it and its config\.json"):
+        read(tmp_path / "d" / "diffusion_pytorch_model.safetensors")
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("owned",)

@@ -99,6 +99,8 @@ def test_folders_that_are_not_ours(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="must be a JSON object, got list"):
         DiT.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="`dit-fast convert` reads those of others"):
+        DiT.from_pretrained(tmp_path.parent)
     for path in (tmp_path / "none", "./none", "a/b/c", "none.safetensors"):
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             DiT.from_pretrained(path)
