@@ -55,7 +55,10 @@ def double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def failures(got: dict[str, Tensor], eager: dict[str, Tensor], true: dict[str, Tensor], dtype: torch.dtype) -> list[str]:
+Tensors = dict[str, Tensor]
+
+
+def failures(got: Tensors, eager: Tensors, true: Tensors, dtype: torch.dtype) -> list[str]:
     """What is further from float64 than the unpatched model is, beyond parity's allowance.
 
     Outputs and inputs' gradients one by one. Parameters' gradients, each divided by its size, joined to one tensor: of
@@ -91,13 +94,16 @@ def counted(monkeypatch: Any) -> Any:
     calls: Counter[str] = Counter()
     with monkeypatch.context() as patch:
         for name in OPS:
-
-            def spy(*args: Any, _op: Any = getattr(ops, name), _name: str = name, **kwargs: Any) -> Any:
-                calls[_name] += 1
-                return _op(*args, **kwargs)
-
-            patch.setattr(ops, name, spy)
+            patch.setattr(ops, name, _spy(name, getattr(ops, name), calls))
         yield calls
+
+
+def _spy(name: str, op: Any, calls: Counter[str]) -> Any:
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return op(*args, **kwargs)
+
+    return spy
 
 
 def _is_tokens(value: object) -> bool:

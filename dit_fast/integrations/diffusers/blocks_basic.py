@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stream: DiT, PixArt, Latte, Allegro, Sana, PRX. x (N, T, D) tokens, h what a norm gave, y what an attention gave."""
+"""One stream: DiT, PixArt, Latte, Allegro, Sana, PRX.
+
+x (N, T, D) tokens, h what a norm gave, y what an attention gave.
+"""
 
 from typing import Any
 
@@ -41,7 +44,7 @@ class Basic(Block):
         y = self.attn1(h, encoder_hidden_states=own, attention_mask=attention_mask, **options)
         norm = self.norm3 if zero else self.norm2
         if self.attn2 is None:
-            return second_half(x, y, gate, shift_ff, scale_ff, gate_ff, norm, self.ff)
+            return second_half(x, y, (gate, shift_ff, scale_ff, gate_ff), norm, self.ff)
         x = gated_residual(x, y, gate)
         h = self.norm2(x) if zero else x
         h = self.pos_embed(h) if zero and self.pos_embed is not None else h
@@ -74,7 +77,7 @@ class Allegro(Block):
             h, encoder_hidden_states=None, attention_mask=attention_mask, image_rotary_emb=image_rotary_emb
         )
         if self.attn2 is None:
-            return second_half(x, y, gate, shift_ff, scale_ff, gate_ff, self.norm2, self.ff)
+            return second_half(x, y, (gate, shift_ff, scale_ff, gate_ff), self.norm2, self.ff)
         x = gated_residual(x, y, gate)
         y = self.attn2(
             x, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask,

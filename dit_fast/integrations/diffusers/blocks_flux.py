@@ -19,10 +19,10 @@ def _double(self: Any, x: Tensor, c: Tensor, temb: Tensor, temb_c: Tensor, **opt
     h, *modulation = self.norm1(x, emb=temb)
     hc, *modulation_c = self.norm1_context(c, emb=temb_c)
     y, yc, *adapters = self.attn(hidden_states=h, encoder_hidden_states=hc, **options)
-    x = second_half(x, y, *modulation, self.norm2, self.ff)
+    x = second_half(x, y, modulation, self.norm2, self.ff)
     for image_prompt in adapters:
         x = x + image_prompt
-    return x, second_half(c, yc, *modulation_c, self.norm2_context, self.ff_context)
+    return x, second_half(c, yc, modulation_c, self.norm2_context, self.ff_context)
 
 
 def _single(self: Any, x: Tensor, temb: Tensor, **options: Any) -> Tensor:
@@ -166,8 +166,8 @@ class Flux2Double(Block):
             image_rotary_emb=image_rotary_emb,
             **(joint_attention_kwargs or {}),
         )
-        x = second_half(x, y, *modulation, self.norm2, self.ff)
-        return clip(second_half(c, yc, *modulation_c, self.norm2_context, self.ff_context)), x
+        x = second_half(x, y, modulation, self.norm2, self.ff)
+        return clip(second_half(c, yc, modulation_c, self.norm2_context, self.ff_context)), x
 
 
 class Flux2Single(Block):
@@ -273,7 +273,7 @@ def _refiner(file: str, name: str) -> Fused:
     return Fused(f"transformers.{file}.{name}IndividualTokenRefinerBlock", HunyuanRefiner, GATES)
 
 
-_REFINED = f"the text's refiner has {AFFINE}"
+_REFINED = f"the text refiner's {AFFINE}"
 
 FAMILIES = [
     Family(("FluxTransformer2DModel",), _pair("transformer_flux", "Flux", FluxDouble, FluxSingle), _NORMS),
@@ -315,7 +315,7 @@ FAMILIES = [
             _refiner("transformer_hunyuan_video", "HunyuanVideo"),
         ),
         _NORMS,
-        f"{_REFINED}; blocks of the token-replace kind, which modulate the first frame in its own way",
+        f"{_REFINED}; the token-replace blocks",
     ),
     Family(
         ("HunyuanVideo15Transformer3DModel",),

@@ -27,10 +27,10 @@ class Joint(Block):
             x = gated_residual(x, y, gate)
             h, gate = dual
             y = self.attn2(hidden_states=h, **options)
-        x = second_half(x, y, gate, shift_ff, scale_ff, gate_ff, self.norm2, self.ff)
+        x = second_half(x, y, (gate, shift_ff, scale_ff, gate_ff), self.norm2, self.ff)
         if self.context_pre_only:
             return None, x
-        return second_half(c, yc, *modulation_c, self.norm2_context, self.ff_context), x
+        return second_half(c, yc, modulation_c, self.norm2_context, self.ff_context), x
 
 
 def _around(x: Tensor, y: Tensor, modulation: Any, norm: Any, ff: Any) -> Tensor:
@@ -85,8 +85,8 @@ class QwenImage(Block):
             image_rotary_emb=image_rotary_emb,
             **(joint_attention_kwargs or {}),
         )
-        x = second_half(x, y, *modulation, self.img_norm2, self.img_mlp)
-        c = second_half(c, yc, *modulation_c, self.txt_norm2, self.txt_mlp)
+        x = second_half(x, y, modulation, self.img_norm2, self.img_mlp)
+        c = second_half(c, yc, modulation_c, self.txt_norm2, self.txt_mlp)
         return clip(c), clip(x)
 
 
@@ -102,8 +102,8 @@ class JoyImage(Block):
             encoder_hidden_states=adaln(self.txt_norm1, c, shift_c, scale_c),
             image_rotary_emb=image_rotary_emb,
         )
-        x = second_half(x, y, *modulation, self.img_norm2, self.img_mlp)
-        return x, second_half(c, yc, *modulation_c, self.txt_norm2, self.txt_mlp)
+        x = second_half(x, y, modulation, self.img_norm2, self.img_mlp)
+        return x, second_half(c, yc, modulation_c, self.txt_norm2, self.txt_mlp)
 
 
 class CogView3(Block):
@@ -152,8 +152,8 @@ class GlmImage(Block):
 def _cogview4(self: Any, x: Tensor, c: Tensor, temb: Any, rotary: Any, options: Any) -> tuple[Tensor, Tensor]:
     h, *modulation, hc, gate_c, shift_c, scale_c, gate_c_ff = self.norm1(x, c, temb)
     y, yc = self.attn1(hidden_states=h, encoder_hidden_states=hc, image_rotary_emb=rotary, **options)
-    x = second_half(x, y, *modulation, self.norm2, self.ff)
-    return x, second_half(c, yc, gate_c, shift_c, scale_c, gate_c_ff, self.norm2_context, self.ff)
+    x = second_half(x, y, modulation, self.norm2, self.ff)
+    return x, second_half(c, yc, (gate_c, shift_c, scale_c, gate_c_ff), self.norm2_context, self.ff)
 
 
 class HiDream(Block):
@@ -171,8 +171,8 @@ class HiDream(Block):
         h = adaln(self.norm1_i, x, shift, scale, cast=kind)
         hc = adaln(self.norm1_t, c, shift_c, scale_c, cast=kind)
         y, yc = self.attn1(h, hidden_states_masks, hc, image_rotary_emb=image_rotary_emb)
-        x = second_half(x, y, *own, self.norm3_i, self.ff_i, cast=kind)
-        return x, second_half(c, yc, *own_c, self.norm3_t, self.ff_t, cast=kind)
+        x = second_half(x, y, own, self.norm3_i, self.ff_i, cast=kind)
+        return x, second_half(c, yc, own_c, self.norm3_t, self.ff_t, cast=kind)
 
 
 class HiDreamSingle(Block):
@@ -188,13 +188,14 @@ class HiDreamSingle(Block):
         shift, scale, *modulation = self.adaLN_modulation(temb).chunk(6, dim=-1)  # (N, D) each
         h = adaln(self.norm1_i, x, shift, scale, cast=kind)
         y = self.attn1(h, hidden_states_masks, image_rotary_emb=image_rotary_emb)
-        return second_half(x, y, *modulation, self.norm3_i, lambda h: self.ff_i(h.to(kind)), cast=kind)
+        return second_half(x, y, modulation, self.norm3_i, lambda h: self.ff_i(h.to(kind)), cast=kind)
 
 
 def _block(file: str, name: str, block: type, ops: tuple[str, ...], *norms: str, relies: tuple[str, ...] = ()) -> Fused:
     return Fused(f"transformers.{file}.{name}", block, ops, norms, relies)
 
 
+_AURA = "auraflow_transformer_2d"
 _TWO = ("norm2", "norm2_context")
 _FOUR = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2")
 
@@ -207,15 +208,19 @@ FAMILIES = [
     Family(
         ("AuraFlowTransformer2DModel",),
         (
-            _block("auraflow_transformer_2d", "AuraFlowJointTransformerBlock", AuraFlowJoint, STREAM, *_TWO, relies=FP32),
-            _block("auraflow_transformer_2d", "AuraFlowSingleTransformerBlock", AuraFlowSingle, STREAM, "norm2", relies=FP32),
+            _block(_AURA, "AuraFlowJointTransformerBlock", AuraFlowJoint, STREAM, *_TWO, relies=FP32),
+            _block(_AURA, "AuraFlowSingleTransformerBlock", AuraFlowSingle, STREAM, "norm2", relies=FP32),
         ),
         ("AdaLayerNormZero",),
         "the last modulation, which has no norm",
     ),
     Family(
         ("QwenImageTransformer2DModel",),
-        (_block("transformer_qwenimage", "QwenImageTransformerBlock", QwenImage, WHOLE, *_FOUR, relies=("_modulate",)),),
+        (
+            _block(
+                "transformer_qwenimage", "QwenImageTransformerBlock", QwenImage, WHOLE, *_FOUR, relies=("_modulate",)
+            ),
+        ),
         ("AdaLayerNormContinuous",),
         "zero_cond_t, where each token has a modulation",
     ),

@@ -283,6 +283,7 @@ def _wan_block(file: str, name: str, block: type) -> Fused:
 
 
 _WAN_LEFT = f"{FINAL}; blocks where each token or frame has a modulation; in bfloat16 the gate after the attention"
+_RELEASED = f"as released (norm_elementwise_affine) its {AFFINE}"
 _KANDINSKY = "self_attention_norm", "feed_forward_norm"
 
 FAMILIES = [
@@ -323,19 +324,19 @@ FAMILIES = [
         ("CogVideoXTransformer3DModel",),
         (_block("cogvideox_transformer_3d", "CogVideoXBlock", CogVideoX),),
         ("CogVideoXLayerNormZero", "AdaLayerNorm"),
-        f"with norm_elementwise_affine (as released) the {AFFINE}",
+        _RELEASED,
     ),
     Family(
         ("ConsisIDTransformer3DModel",),
         (_block("consisid_transformer_3d", "ConsisIDBlock", ConsisId),),
         ("CogVideoXLayerNormZero", "AdaLayerNorm"),
-        f"with norm_elementwise_affine (as released) the {AFFINE}",
+        _RELEASED,
     ),
     Family(
         ("EasyAnimateTransformer3DModel",),
         (_block("transformer_easyanimate", "EasyAnimateTransformerBlock", EasyAnimate),),
         ("EasyAnimateLayerNormZero", "AdaLayerNorm"),
-        f"with norm_elementwise_affine (as released) the {AFFINE}",
+        _RELEASED,
     ),
     Family(
         ("CosmosTransformer3DModel",),

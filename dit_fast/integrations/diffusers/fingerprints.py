@@ -15,7 +15,7 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from .table import Fused
 IGNORED = {"annotation", "returns", "ctx", "kind", "type_comment", "type_params", "type_ignores"}
 
 
-@lru_cache(maxsize=None)
-def why_unknown(cls: type, row: Fused) -> str | None:
+@cache
+def why_unknown(cls: Any, row: Fused) -> str | None:
     """Why this class's forward, or what the replacement relies on, is not as known; None if it is."""
     try:
         found = fingerprint(cls, row)
@@ -89,7 +89,7 @@ def listing() -> str:
     """`known.py` with the installed version added."""
     lines = [
         "# SPDX-License-Identifier: Apache-2.0",
-        '"""Written by `python -m dit_fast.integrations.diffusers.fingerprints`: fingerprint -> versions of diffusers."""',
+        '"""Forwards that are known: fingerprint -> versions of diffusers. `fingerprints.py` writes this file."""',
         "",
         "KNOWN: dict[str, dict[str, tuple[str, ...]]] = {",
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Written by `python -m dit_fast.integrations.diffusers.fingerprints`: fingerprint -> versions of diffusers."""
+"""Forwards that are known: fingerprint -> versions of diffusers. `fingerprints.py` writes this file."""
 
 KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
     "attention.BasicTransformerBlock": {

@@ -7,6 +7,7 @@ diffusers that computes something else, or a subclass with a forward of its own,
 
 import dataclasses
 import sys
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,8 @@ def diffusers_block(module: nn.Module) -> Answer:
 
 
 def _replacement(module: nn.Module, row: Fused) -> str | Replacement:
-    reason = row.unfit(module) or why_unknown(type(module), row)
+    kind: Any = type(module)
+    reason = row.unfit(module) or why_unknown(kind, row)
     if reason is not None:
         return reason
     norms = [getattr(module, name) for name in row.norms if hasattr(module, name)]
@@ -53,8 +55,8 @@ def _replacement(module: nn.Module, row: Fused) -> str | Replacement:
         fused = tuple(op for op in row.ops if not op.endswith("adaln"))
     if not fused:
         return f"its {type(norms[0]).__name__} has weights or is no layer norm"
-    cls = derive(type(module), row.block)
-    _register(type(module), cls)
+    cls = derive(kind, row.block)
+    _register(kind, cls)
     return Replacement(cls, fused)
 
 

@@ -67,5 +67,5 @@ STREAM = ("gated_residual_adaln", "gated_residual")
 WHOLE = ("adaln", *STREAM)
 
 FINAL = "the last norm, in the model's own forward"
-RMS = "RMSNorm is no layer norm"
-AFFINE = "layer norms with weights"
+RMS = "the RMSNorms, which no op computes"
+AFFINE = "layer norms, which have weights"
