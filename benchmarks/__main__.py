@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks: time every op at the XL/2 model's shapes beside eager PyTorch and torch.compile."""
+"""python -m benchmarks: time every op at the models' shapes beside eager PyTorch, torch.compile and other libraries."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from benchmarks.environment import environment
 from benchmarks.ops import PEERS, Row, bench
 from benchmarks.timing import copy_bandwidth
 from dit_fast.ops import specs
+from dit_fast.ops._core import tensors_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,19 @@ def kernels(name: str, device: str) -> list[str]:
     return ["cpu"] if device == "cpu" else [b for b in ("cuda", "triton") if b == "triton" or b in op.native]
 
 
+def libraries(name: str, device: str, dtype: torch.dtype) -> list[str]:
+    """The libraries' kernels that can run here; those that cannot are listed with their reason."""
+    spec, present = specs()[name], []
+    tensors = list(tensors_in(list(spec.make(spec.bench(1)[0], dtype, device).values()))) if spec.op.libraries else []
+    for library in spec.op.libraries:
+        reason = spec.op.why_not(library, tensors)
+        if reason is None:
+            present.append(library)
+        else:
+            print(f"{name:22s}{'':7s}{str(dtype).removeprefix('torch.'):26s}{library}: absent: {reason}")
+    return present
+
+
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Print the table as it is measured; the answer is its rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,8 +52,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     print(", ".join(f"{k} {v}" for k, v in about.items()))
     print(f"copy bandwidth {copy:.1f} GB/s, bytes read and written")
     print(
-        f"{'op':22s}{'batch':>6s} {'dtype':10s}{'direction':10s}{'L2':6s}{'backend':9s}"
-        f"{'ms':>9s}{'spread':>8s}{'GB/s':>8s}{'of copy':>9s}{'x eager':>9s}"
+        f"{'op':22s}{'dtype':10s}{'direction':10s}{'L2':6s}{'backend':16s}"
+        f"{'ms':>9s}{'spread':>8s}{'GB/s':>8s}{'of copy':>9s}{'TFLOP/s':>9s}{'x eager':>9s}"
     )
     rows, peers = [], tuple(arguments.peer or PEERS)
     for name in arguments.op or specs():
@@ -47,19 +61,24 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         backends = arguments.backend or kernels(name, device)
         for batch in arguments.batch or [8]:
             for dtype in (getattr(torch, d) for d in arguments.dtype or ["float32", "bfloat16"]):
-                case = spec.bench(batch)
-                for row in bench(spec, case, dtype, backends, peers, device, arguments.rounds, copy):
-                    rows.append(row)
-                    print(
-                        f"{row.op:22s}{batch:6d} {row.dtype:10s}{row.direction:10s}{row.l2:6s}{row.backend:9s}"
-                        f"{row.ms:9.3f}{row.spread:8.0%}{row.gbytes_per_s:8.1f}{row.share:9.0%}{row.ratio_to_eager:9.2f}",
-                        flush=True,
-                    )
+                others = libraries(name, device, dtype)
+                for case in spec.bench(batch):
+                    print(f"{name}: {case.name}")
+                    for row in bench(spec, case, dtype, backends, others, peers, device, arguments.rounds, copy):
+                        rows.append(row)
+                        print(text(row), flush=True)
     if arguments.json:
         result = {"environment": about, "copy_gbytes_per_s": copy, "rows": [asdict(row) for row in rows]}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return rows
+
+
+def text(row: Row) -> str:
+    return (
+        f"{row.op:22s}{row.dtype:10s}{row.direction:10s}{row.l2:6s}{row.backend:16s}{row.ms:9.3f}{row.spread:8.0%}"
+        f"{row.gbytes_per_s:8.1f}{row.share:9.0%}{row.tflops:9.3g}{row.ratio_to_eager:9.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ PEERS = ("eager", "compile")
 class Row:
     """One implementation of one op in one direction. Milliseconds are medians; spread is (p75 - p25) / median.
 
-    `l2` is "cold" or "warm" on a GPU; `share` is of the bandwidth of a plain copy in the same run.
+    `l2` is "cold" or "warm" on a GPU; `share` is of the bandwidth of a plain copy in the same run. `tflops` counts the
+    useful operations of the spec's cost, 2 a multiply-add.
     """
 
     op: str
@@ -38,6 +39,7 @@ class Row:
     ms: float
     spread: float
     gbytes_per_s: float
+    tflops: float
     share: float
     ratio_to_eager: float
 
@@ -74,12 +76,13 @@ def bench(
     case: Case,
     dtype: torch.dtype,
     backends: list[str],
+    libraries: Sequence[str],
     peers: Sequence[str],
     device: str,
     rounds: int,
     copy: float,
 ) -> Iterator[Row]:
-    """Rows of one case: each backend that passes parity, then the peers, of which eager is the measure.
+    """Rows of one case: each backend that passes parity, then the libraries and peers; eager is the measure.
 
     `copy` is the machine's copy bandwidth in GB/s (benchmarks.timing).
     """
@@ -88,10 +91,13 @@ def bench(
             if not row.passed:
                 raise RuntimeError(f"not timed: {row}")
     inputs = spec.make(case, dtype, device)
-    made = {name: steps(spec, inputs, name) for name in dict.fromkeys([*backends, "eager", *peers])}
+    made = {name: steps(spec, inputs, name) for name in dict.fromkeys([*backends, *libraries, "eager", *peers])}
     cost = spec.cost(case.dims, dtype.itemsize)
     for i, direction in enumerate(("forward", "backward") if spec.gradients else ("forward",)):
-        moved = cost.forward_bytes if direction == "forward" else cost.backward_bytes
+        moved, flops = (
+            (cost.forward_bytes, cost.forward_flops) if direction == "forward"
+            else (cost.backward_bytes, cost.backward_flops)
+        )  # fmt: skip
         for l2 in TEMPERATURES[device]:
             times = time_alternating({name: functions[i] for name, functions in made.items()}, rounds, device, l2)
             eager = median(times["eager"])
@@ -101,5 +107,5 @@ def bench(
                 rate = moved / middle / 1e9
                 yield Row(
                     spec.op.name, case.name, str(dtype).removeprefix("torch."), direction, l2, name,
-                    middle * 1e3, spread, rate, rate / copy, eager / middle,
+                    middle * 1e3, spread, rate, flops / middle / 1e12, rate / copy, eager / middle,
                 )  # fmt: skip

@@ -57,6 +57,12 @@ struct Pack {
   static DIT_DEVICE void run(const In& in, Out& out) { out = pack<T>(in.low, in.high); }
 };
 
+struct Exp2 {
+  using In = float;
+  using Out = float;
+  static DIT_DEVICE void run(const In& in, Out& out) { out = exp2_approx(in); }
+};
+
 // ---- ldmatrix: 32 rows of 8 elements, and which of them each lane points at
 
 struct LdmatrixIn {
@@ -242,6 +248,7 @@ const Entry kProbes[] = {
     lanes<MmaK8<__half>>("mma_m16n8k8_f16"),
     lanes<Pack<__nv_bfloat16>>("pack_bf16"),
     lanes<Pack<__half>>("pack_f16"),
+    lanes<Exp2>("exp2_approx"),
     ldmatrix<1, false>("ldmatrix_x1"),
     ldmatrix<1, true>("ldmatrix_x1_trans"),
     ldmatrix<2, false>("ldmatrix_x2"),

@@ -101,6 +101,11 @@ void ldmatrix(const Site& site, uint32_t* r, const void* row, bool transposed) {
 
 namespace dit {
 
+inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.f : y;
+}
+
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, HOST_EXEC_CALLER) {
   static_assert(is_half_type<T>);

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .selfcheck import StandIn, copied, randomise, stand_in
+from .selfcheck import Marked, StandIn, copied, in_short, kind, randomise, stand_in
 
 
 class Signature(NamedTuple):
@@ -53,13 +53,6 @@ def signature(module: nn.Module) -> Signature | str:
     return Signature(tuple(names), tuple(defaults))
 
 
-class Marked:
-    """An argument that can be handed over and nothing else."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
 Handed = tuple[tuple[Hashable, ...], tuple[tuple[str, Hashable], ...]]
 """What a part gets beside the tokens: positional and keyword, each ("argument", name) or ("value", constant)."""
 
@@ -71,31 +64,41 @@ class Route(NamedTuple):
     parts: tuple[tuple[str, Handed], ...]
 
 
-def route(module: nn.Module, parts: tuple[str, ...], width: int, extra: list[str], required: list[str]) -> Route | str:
-    """Find where `extra` arguments go; optional ones that go nowhere known are left out of `carried`."""
-    base = _probe(module, parts, width, required)
-    if isinstance(base, str):
-        return base
-    carried = list(required)
-    for name in extra:
-        if name not in required and not isinstance(_probe(module, parts, width, [*required, name]), str):
-            carried.append(name)
-    best = _probe(module, parts, width, carried)
-    return base if isinstance(best, str) else best
+_routes: dict[Hashable, Route | str] = {}
+
+
+def route(module: nn.Module, parts: tuple[str, ...], width: int, found: Signature) -> Route | str:
+    """Find where the arguments after the first two go; optional ones that go nowhere known are not `carried`."""
+    key = (parts, width, kind(module))  # a model has many blocks of few kinds
+    if key not in _routes:
+        _routes[key] = _route(module, parts, width, found)
+    return _routes[key]
+
+
+def _route(module: nn.Module, parts: tuple[str, ...], width: int, found: Signature) -> Route | str:
+    optional = [name for name in found.names[2:] if name in dict(found.defaults)]
+    required = [name for name in found.names[2:] if name not in optional]
+    best = _probe(module, parts, width, required)
+    for name in optional:
+        if isinstance(best, Route):
+            more = _probe(module, parts, width, [*best.carried, name])
+            best = best if isinstance(more, str) else more
+    return best
 
 
 def _probe(module: nn.Module, parts: tuple[str, ...], width: int, names: list[str]) -> Route | str:
     device = torch.device("meta")  # no numbers are needed
-    twin = copied(module)
-    for part in parts:
-        stand_in(twin, part)
-    randomise(twin, device)
     x, c = (torch.ones(shape, dtype=torch.float64, device=device) for shape in ((2, 6, width), (2, width)))
     try:
+        twin = copied(module)
+        for part in parts:
+            stand_in(twin, part)
+        randomise(twin, device)
         with torch.no_grad():
             twin(x, c, **{name: Marked(name) for name in names})
-    except Exception as error:  # a stranger's forward used what it was given
-        return f"its forward works on its arguments itself ({', '.join(names) or 'x, c'}: {error})"
+    except Exception as error:  # it cannot be copied, or a stranger's forward used what it was given
+        using = f" with marks for {', '.join(names)}" if names else ""
+        return f"its forward could not be followed{using} ({in_short(error)})"
     found, handed = [], set()
     for part in parts:
         child = getattr(twin, part)

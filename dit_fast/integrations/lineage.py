@@ -4,7 +4,7 @@
 | recognised by | called as modules, as before | fused |
 |---|---|---|
 | a block: norm1, attn, norm2, mlp, adaLN_modulation | adaLN_modulation, attn, mlp | norms with modulation; gates |
-| attention: qkv, proj, num_heads | qkv, q_norm, k_norm, rope, norm, proj, proj_drop | softmax attention |
+| attention: qkv, proj, num_heads | qkv, rope, norm, proj, proj_drop | softmax attention, norms of heads |
 | an MLP: fc1, act, fc2 | drop1, norm, fc2, drop2 | fc1 with its GELU (tanh form) |
 | the final layer: norm_final, linear, adaLN_modulation | adaLN_modulation, linear | the norm with its modulation |
 | a patch embedding: proj, a strided convolution | norm | the convolution and the change of layout |
@@ -23,15 +23,18 @@ from torch import Tensor, nn
 from dit_fast import ops
 
 from . import parts
-from .calls import Handed, Marked, Route, Signature, handed_over, route, signature
+from .calls import Handed, Route, Signature, handed_over, route, signature
 from .patching import Answer, Replacement, derive, recipe
-from .selfcheck import Call, stand_in
+from .selfcheck import Call, Marked, stand_in
 
 LAYOUTS = {
     6: (("shift1", "scale1", "gate1", "shift2", "scale2", "gate2"),),
     4: (("scale1", "gate1", "scale2", "gate2"), ("shift1", "scale1", "shift2", "scale2")),
 }
 """What the chunks of a block's modulation may be, by their number; the check on random weights tells which."""
+
+
+BRANCHES = ("attn", "mlp")
 
 
 class FusedBlock(nn.Module):
@@ -89,8 +92,7 @@ def block(module: nn.Module) -> Answer:
         return found
     if len(found.names) < 2:
         return f"its forward takes {found.names}, not tokens and a conditioning"
-    required = [name for name in found.names[2:] if name not in dict(found.defaults)]
-    where = route(module, ("attn", "mlp"), width, list(found.names[2:]), required)
+    where = route(module, BRANCHES, width, found)
     if isinstance(where, str):
         return where
 
@@ -108,19 +110,21 @@ def block(module: nn.Module) -> Answer:
 
 
 def _block_calls(twin: Any, device: torch.device) -> list[Call]:
-    found = signature(twin)
-    assert isinstance(found, Signature)
-    width = _width(twin.norm1, twin.attn)
-    assert width is not None
-    for part in ("attn", "mlp"):
+    found, width = signature(twin), _width(twin.norm1, twin.attn)
+    assert isinstance(found, Signature) and width is not None
+    where = route(twin, BRANCHES, width, found)
+    assert isinstance(where, Route)
+    for part in BRANCHES:
         stand_in(twin, part)
     x, c = _random((2, 6, width), device), _random((2, width), device)
-    required = {n: Marked(n) for n in found.names[2:] if n not in dict(found.defaults)}
-    return [((x, c), dict(required)), ((x * 1e-3, c), dict(required))]  # small tokens: the norm's eps shows
+    every = {name: Marked(name) for name in where.carried}
+    required = {name: mark for name, mark in every.items() if name not in dict(found.defaults)}
+    small = x * 1e-3  # there the norm's eps shows
+    return [((x, c), required), ((small, c), required), ((x, c), every)]
 
 
 class FusedAttention(nn.Module):
-    """softmax(q k^T / sqrt(Dh)) v of all tokens. Norms of q and k and a rope work on (N, H, T, Dh), as modules do."""
+    """softmax(q k^T / sqrt(Dh)) v of all tokens. A rope and what norms an op cannot do are called on (N, H, T, Dh)."""
 
     _signature: Signature
     _takes_rope: bool
@@ -134,11 +138,11 @@ class FusedAttention(nn.Module):
         x = bound[self._signature.names[0]]  # (N, T, D)
         if not parts.is_tensors(x) or x.dim() != 3 or not parts.plain(x) or parts.dropping(self, "attn_drop"):
             return super().forward(*args, **kwargs)
-        n, t, _ = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, -1)  # (N, T, 3, H, Dh)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (N, T, 3, H, Dh)
         ropes = [r for r in (getattr(self, "rope", None), bound.get("rope")) if r is not None]
-        if not ropes and parts.absent(self, "q_norm") and parts.absent(self, "k_norm"):
-            out = ops.attention(qkv)  # (N, T, D)
+        norms = parts.head_norms(self)
+        if not ropes and norms is not None and parts.plain(qkv):
+            out = ops.attention(qkv, **norms)  # (N, T, D)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, H, T, Dh) each
             q, k = parts.through(self, ("q_norm",), q), parts.through(self, ("k_norm",), k)
@@ -275,8 +279,8 @@ class FusedPatchEmbed(nn.Module):
             return super().forward(*args, **kwargs)
         x, p = args[0], self.proj.stride[0]
         height, width = x.shape[-2:]
-        known = getattr(self, "img_size", None)
-        if height % p or width % p or parts.in_autocast(x) or known not in (None, (height, width), [height, width]):
+        known = getattr(self, "img_size", None) or (height, width)  # other sizes are refused, resized or padded
+        if height % p or width % p or height != known[0] or width != known[1] or parts.in_autocast(x):
             return super().forward(x)
         pos = x.new_zeros(1, 1).expand(height // p * (width // p), self.proj.out_channels)  # the model adds its own
         return parts.through(self, ("norm",), ops.patch_embed(x, self.proj.weight, self.proj.bias, pos))

@@ -8,12 +8,15 @@ arguments do not fit (mixed dtypes, tensors of a distributed or quantised kind),
 N batch, T tokens, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_fast import ops
+from dit_fast.ops._core.checks import has_autocast
 
 
 def intact(part: nn.Module, cls: type[nn.Module]) -> bool:
@@ -36,10 +39,14 @@ def plain(*tensors: Tensor) -> bool:
     return not any(is_traceable_wrapper_subclass(tensor) for tensor in tensors)
 
 
+def in_autocast(x: Tensor) -> bool:
+    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
 def alike(*tensors: Tensor) -> bool:
     """Whether an op takes these together: plain, and of one dtype, unless autocast is to make it one."""
     return plain(*tensors) and (
-        all(t.dtype == tensors[0].dtype for t in tensors) or torch.is_autocast_enabled(tensors[0].device.type)
+        all(t.dtype == tensors[0].dtype for t in tensors) or in_autocast(tensors[0])
     )
 
 
@@ -90,12 +97,27 @@ def _result(x: Tensor, y: Tensor, gate: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, y.dtype), gate.dtype)
 
 
-def in_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
-
-
 def is_tensors(*values: object) -> bool:
     return all(isinstance(value, Tensor) for value in values)
+
+
+def head_norms(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments for `ops.attention` in place of q_norm and k_norm: none where there are no norms, None where only
+    the modules can do it."""
+    if absent(module, "q_norm") and absent(module, "k_norm"):
+        return {}
+    q, k = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
+    if not isinstance(q, nn.LayerNorm | nn.RMSNorm) or not isinstance(k, nn.LayerNorm | nn.RMSNorm):
+        return None
+    cls: type[nn.Module] = nn.LayerNorm if isinstance(q, nn.LayerNorm) else nn.RMSNorm
+    biases = {"q_bias": getattr(q, "bias", None), "k_bias": getattr(k, "bias", None)}
+    affine = [t for t in (q.weight, k.weight, *biases.values()) if t is not None]
+    if not intact(q, cls) or not intact(k, cls) or q.eps is None or q.eps != k.eps or not plain(*affine):
+        return None
+    if len(q.normalized_shape) != 1 or q.normalized_shape != k.normalized_shape:
+        return None
+    kind = "layer" if cls is nn.LayerNorm else "rms"
+    return {"norm": kind, "q_weight": q.weight, "k_weight": k.weight, **biases, "eps": q.eps}
 
 
 def absent(module: nn.Module, name: str) -> bool:

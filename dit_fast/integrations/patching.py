@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dit_fast.models import DiT
-
 from . import selfcheck
 
 log = logging.getLogger("dit_fast")
@@ -166,13 +164,13 @@ OWN = "fast already: dit_fast's own"
 def _answers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | Replacement | list[Replacement]]]:
     own: list[str] = []
     for name, module in list(model.named_modules()):
-        if isinstance(module, DiT):
+        if any(name.startswith(f"{prefix}." if prefix else "") for prefix in own):
+            continue
+        if any(_is_derived(base) for base in type(module).__mro__):
+            yield name, module, ALREADY
+        elif type(module).__module__.partition(".")[0] == "dit_fast":
             own.append(name)
             yield name, module, OWN
-        elif any(name.startswith(f"{prefix}." if prefix else "") for prefix in own):
-            continue
-        elif any(_is_derived(base) for base in type(module).__mro__):
-            yield name, module, ALREADY
         else:
             answer = _ask(module)
             if answer is not None and "forward" in vars(module):

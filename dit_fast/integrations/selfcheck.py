@@ -11,7 +11,9 @@ generators and the mode of autograd are left as they are.
 import copy
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Hashable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,18 +32,33 @@ TOLERANCE = 32 * torch.finfo(torch.float32).eps
 formula differs by far more: GELU's two forms, the closest pair known, by 1e-4."""
 
 
+class Marked:
+    """An argument that can be handed over and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
 class StandIn(nn.Module):
-    """In place of a part that both forwards call alike: cheap, nonlinear, and it mixes channels and tokens."""
+    """In place of a part that both forwards call alike: cheap, nonlinear, mixes channels and tokens, and depends on
+    which part it is and on what it is given beside the tokens."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         vars(self)["called_with"] = args, kwargs
-        return x.roll(1, -1).sin() * 2 + x.roll(1, -2) * x
+        named = (*enumerate(args), *sorted(kwargs.items()))
+        given = [(name, value) for name, value in named if not isinstance(value, Tensor)]
+        factor = 1 + zlib.crc32(repr((vars(self)["part"], given)).encode()) / 2**32
+        return x.roll(1, -1).sin() * factor + x.roll(1, -2) * x
 
 
 def stand_in(module: nn.Module, name: str) -> None:
     """Replace a child of a copied module, keeping its attributes, which the forward may read."""
     child = getattr(module, name)
     child.__class__ = type(type(child).__name__, (StandIn, type(child)), {})
+    vars(child)["part"] = name
 
 
 def why_differs(
@@ -56,7 +73,7 @@ def why_differs(
     """
     if prepare is None:
         return None
-    key = (cls, prepare, _kind(module))
+    key = (cls, prepare, kind(module))
     if key not in checked:
         checked[key] = _why_differs(module, cls, prepare)
     return checked[key]
@@ -83,13 +100,17 @@ def _why_differs(module: nn.Module, cls: type[nn.Module], prepare: Prepare) -> s
                 own = _run(twin, args, kwargs)
                 twin.__class__ = cls
                 new = _run(twin, args, kwargs)
-                difference = max(map(_difference, own, new))
-                if len(own) != len(new) or difference > TOLERANCE:
+                difference = max(_difference(*both) for both in zip(own, new, strict=True))
+                if difference > TOLERANCE:
                     mode = " in training mode" if training else ""
                     return f"its forward computes something else{mode} (relative difference {difference:.2g})"
         except Exception as error:  # whatever a stranger's forward raises is its reason, and patch goes on
-            return f"its forward could not be checked ({type(error).__name__}: {str(error).splitlines()[:1]})"
+            return f"its forward could not be checked ({in_short(error)})"
     return None
+
+
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -138,49 +159,51 @@ def _values(like: Tensor, device: torch.device, index: int) -> Tensor:
     return (pool.repeat(like.numel() // len(pool) + 1)[: like.numel()] * size).view(like.shape).to(device)
 
 
-def _run(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Outputs and the gradients of all inputs and parameters, for a fixed cotangent."""
+def _run(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and the gradients of all inputs and parameters for a fixed cotangent."""
     torch.manual_seed(0)
     args = tuple(a.detach().requires_grad_() if _is_float(a) else a for a in args)
     kwargs = {k: a.detach().requires_grad_() if _is_float(a) else a for k, a in kwargs.items()}
     given = twin(*args, **kwargs)
     outputs = [o for o in (given if isinstance(given, tuple | list) else (given,)) if isinstance(o, Tensor)]
     leaves = [a for a in (*args, *kwargs.values(), *twin.parameters()) if _is_float(a) and a.requires_grad]
-    loss = sum(((o * torch.randn_like(o)).sum() for o in outputs), start=torch.zeros(()))
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [*outputs, *(torch.zeros(()) if g is None else g for g in grads)]
+    cotangents = [torch.randn_like(o) for o in outputs]
+    grads = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+    return [o.detach() for o in outputs], [torch.zeros(()) if g is None else g for g in grads]
 
 
-def _difference(own: Tensor, new: Tensor) -> float:
-    if own.shape != new.shape or own.dtype != new.dtype:
+def _difference(own: list[Tensor], new: list[Tensor]) -> float:
+    """The largest, relative to the largest value: some gradients are 0 but for rounding (of a bias of all keys)."""
+    if [(t.shape, t.dtype) for t in own] != [(t.shape, t.dtype) for t in new]:
         return math.inf
-    if own.numel() == 0:
-        return 0.0
-    own, new = own.detach(), new.detach()
-    difference = float((own - new).abs().max() / own.abs().max().clamp_min(1e-12))
-    return difference if math.isfinite(difference) else math.inf
+    largest = max((float(t.abs().max()) for t in own if t.numel()), default=0.0)
+    differences = [float((a - b).abs().max()) for a, b in zip(own, new, strict=True) if a.numel()]
+    if not all(map(math.isfinite, differences)):
+        return math.inf
+    return max(differences, default=0.0) / max(largest, 1e-12)
 
 
 def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _kind(module: nn.Module) -> Hashable:
+def kind(module: nn.Module) -> Hashable:
     """All that two modules must share for one answer to hold for both."""
-    parts: list[Hashable] = []
+    found: list[Hashable] = []
     for name, part in module.named_modules():
         shapes = tuple((k, None if v is None else (v.shape, v.device)) for k, v in part._parameters.items())
-        parts.append((name, type(part), shapes, tuple(_setting(k, v) for k, v in vars(part).items())))
-    return tuple(parts)
+        found.append((name, type(part), shapes, tuple(_setting(k, v) for k, v in vars(part).items())))
+    return tuple(found)
 
 
 def _setting(name: str, value: object) -> Hashable:
+    """An attribute by value if it is simple, or one that is like no other."""
     if name in ("_parameters", "_modules", "training") or "_hooks" in name:
         return name
-    if isinstance(value, int | float | str | bool | torch.Size | torch.dtype | None):
+    if isinstance(value, int | float | str | torch.Size | torch.dtype | type | FunctionType | None):
         return name, value
     if isinstance(value, tuple | list) and all(isinstance(v, int | float | str) for v in value):
         return name, tuple(value)
-    if isinstance(value, dict | list | set) and not value:
+    if isinstance(value, dict | set) and not value:
         return name
-    return name, id(value)
+    return name, object()

@@ -13,6 +13,7 @@ from .blocks import (
 )
 from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_features
 from .layers import Attention, CrossAttention, Mlp
+from .rope import rope_2d
 
 __all__ = [
     "AdaLNBlock",
@@ -29,6 +30,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "TimestepEmbedder",
+    "rope_2d",
     "sincos_2d",
     "timestep_features",
 ]

@@ -1,24 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """The branches of a transformer block. N batch, T tokens, S context tokens, D width, H heads, Dh = D / H."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from dit_fast import ops
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention.
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    With `qk_norm`, "rms" or "layer", the queries and keys of each head are normalised first, by `q_norm` and `k_norm`
+    (timm's names).
+    """
+
+    q_norm: nn.RMSNorm | nn.LayerNorm | None
+    k_norm: nn.RMSNorm | nn.LayerNorm | None
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: Literal["rms", "layer"] | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.qk_norm = qk_norm
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm, self.k_norm = (_norm(qk_norm, dim // num_heads) for _ in "qk")
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        """x (N, T, D); rope (2, T, Dh/2), see `rope_2d` -> (N, T, D)."""
         n, t, d = x.shape
         qkv = self.qkv(x).view(n, t, 3, self.num_heads, d // self.num_heads)  # (N, T, 3, H, Dh)
-        return self.proj(ops.attention(qkv))  # (N, T, D)
+        q, k = self.q_norm, self.k_norm
+        if q is None or k is None:
+            return self.proj(ops.attention(qkv, rope=rope))  # (N, T, D)
+        q_bias, k_bias = getattr(q, "bias", None), getattr(k, "bias", None)
+        out = ops.attention(
+            qkv, norm=self.qk_norm, q_weight=q.weight, k_weight=k.weight, q_bias=q_bias, k_bias=k_bias, eps=EPS,
+            rope=rope,
+        )  # fmt: skip
+        return self.proj(out)
+
+
+EPS = 1e-6
+
+
+def _norm(kind: str | None, dh: int) -> nn.RMSNorm | nn.LayerNorm | None:
+    if kind not in (None, "rms", "layer"):
+        raise ValueError(f"Attention: `qk_norm` must be 'rms', 'layer' or None, got {kind!r}")
+    if kind is None:
+        return None
+    return nn.RMSNorm(dh, eps=EPS) if kind == "rms" else nn.LayerNorm(dh, eps=EPS)
 
 
 class CrossAttention(nn.Module):

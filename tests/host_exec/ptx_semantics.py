@@ -124,6 +124,19 @@ def pack(dtype: str) -> Probe:
     return Probe(make, expect, np.dtype("u4"))
 
 
+def exp2_approx() -> Probe:
+    def make(rng, exact):
+        x = numbers(rng, (32,), exact) * np.float32(1 if exact else 8)
+        x[:6] = [-np.inf, 0, -0.0, 127, -126, -127]  # the last would be subnormal: 0
+        return x
+
+    def expect(x):
+        y = np.exp2(x.astype(np.float64))
+        return np.where(y < 2.0**-126, 0, y), 2.0**-22 * y
+
+    return Probe(make, expect, np.dtype("f4"))
+
+
 # ---- ldmatrix
 
 
@@ -235,6 +248,7 @@ PROBES = {
     "mma_m16n8k8_f16": mma(8, "f16"),
     "pack_bf16": pack("bf16"),
     "pack_f16": pack("f16"),
+    "exp2_approx": exp2_approx(),
     "ldmatrix_x1": ldmatrix(1, False),
     "ldmatrix_x1_trans": ldmatrix(1, True),
     "ldmatrix_x2": ldmatrix(2, False),

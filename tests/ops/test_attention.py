@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is special to attention: hard logits, a third party, packed and separate heads, lse, scale, limits, errors."""
 
+import contextlib
+import importlib
+import logging
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
-from dit_fast.ops import BackendUnavailable, attention, use_backend
-from dit_fast.ops._core import Op
-from dit_fast.ops.attention import reference
+from dit_fast.ops import BackendUnavailable, adaln, attention, current_backend, use_backend
+from dit_fast.ops._core import Op, native
+from dit_fast.ops.attention import libraries, reference
 from dit_fast.ops.attention.autograd import OP
+from dit_fast.ops.attention.preference import WINS, Win
 from dit_fast.parity import compare, poisoned, run
 
+ROOT = Path(__file__).parents[2]
+preference_module = importlib.import_module("dit_fast.ops.attention.preference")
+reference_module = importlib.import_module("dit_fast.ops.attention.reference")
 KERNELS = ("cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -133,7 +145,7 @@ def test_lse(backend, kind):
         return torch.logsumexp(torch.einsum("nqhd,nkhd->nhqk", q, k) * scale, -1)
 
     with poisoned():
-        _, lse = OP.forward(qkv, None, None, scale, backend)
+        _, lse = OP.forward(qkv, None, None, None, None, scale, 0, 0.0, backend)
     assert lse.dtype == torch.float32 and lse.is_contiguous()
     _, _, ratio = compare(lse, logsumexp(qkv), logsumexp(qkv.double()), torch.float32)
     assert ratio <= 1.0
@@ -185,19 +197,6 @@ def test_the_number_of_threads_changes_no_bit(dtype):
         assert all(torch.equal(other[k], v) for k, v in results[0].items())
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_heads_in_groups(monkeypatch, group):
-    """The cpu backward of many tokens takes some heads at a time, the last time fewer."""
-    from dit_fast.ops.attention import cpu_kernel
-
-    qkv = normal(2, 9, 3, 3, 64)
-    with use_backend("cpu"):
-        together = run(attention, {"q": qkv}, ("q",), qkv.dtype)
-        monkeypatch.setattr(cpu_kernel, "TILE", group * 9 * 9)
-        apart = run(attention, {"q": qkv}, ("q",), qkv.dtype)
-    torch.testing.assert_close(apart, together)
-
-
 @pytest.mark.parametrize("dh", [36, 136])
 def test_head_widths_beyond_the_kernels(dh):
     q = normal(2, 5, 3, 2, dh)
@@ -221,12 +220,17 @@ def test_compiles_without_a_graph_break(backend, packed):
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_of_separate_heads(backend):
     q, k, v = (normal(2, t, 2, 64, seed=i) for i, t in enumerate((7, 5, 5)))
-    out, lse = OP.forward(q, k, v, 0.3, backend)
-    torch.library.opcheck(OP.backward, (torch.ones_like(out), q, k, v, out, lse, 0.3, backend))
-    torch.library.opcheck(OP.forward, (*(x.clone().requires_grad_() for x in (q, k, v)), 0.3, backend))
+    affine, rope = torch.randn(4, 64), torch.randn(2, 7, 32)
+    plain = (None, None), (0.3, 0, 0.0, backend)
+    prepared = (affine, rope), (0.3, 2, 1e-6, backend)
+    for heads, (tensors, constants) in (((q, k, v), plain), ((q, q, q), prepared)):
+        out, lse = OP.forward(*heads, *tensors, *constants)
+        torch.library.opcheck(OP.backward, (torch.ones_like(out), *heads, *tensors, out, lse, *constants))
+        leaves = (x.clone().requires_grad_() for x in heads)
+        torch.library.opcheck(OP.forward, (*leaves, *tensors, *constants))
 
 
-HEADS = torch.zeros(2, 5, 2, 64)
+HEADS, QKV, ROW = torch.zeros(2, 5, 2, 64), torch.zeros(2, 5, 3, 2, 64), torch.zeros(64)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +248,128 @@ HEADS = torch.zeros(2, 5, 2, 64)
         ({"q": HEADS, "k": HEADS[:, :0], "v": HEADS[:, :0]}, r"`k` must be of at least one token, got .* \(2, 0, 2,"),
         ({"q": HEADS, "k": HEADS.half(), "v": HEADS}, r"`k` must be torch.float32 like `q`, got torch.float16"),
         ({"q": HEADS, "k": HEADS, "v": HEADS.to("meta")}, r"`v` must be on cpu like `q`, got meta"),
+        ({"q": QKV, "norm": "batch"}, r"`norm` must be 'rms', 'layer' or None, got 'batch'"),
+        ({"q": QKV, "q_weight": ROW}, r"`q_weight` must be None where `norm` is None, got shape \(64,\)"),
+        ({"q": QKV, "norm": "rms", "k_bias": ROW}, r"`k_bias` must be None where `norm` is 'rms', got shape"),
+        ({"q": QKV, "norm": "rms", "k_weight": ROW[1:]}, r"`k_weight` must be of shape \(64,\), got shape \(63,\)"),
+        ({"q": QKV, "norm": "rms", "k_weight": ROW.to("meta")}, r"`k_weight` must be on cpu like `q`, got meta"),
+        ({"q": QKV, "rope": torch.zeros(2, 4, 32)}, r"`rope` must be of shape \(2, 5, 32\), got shape \(2, 4, 32\)"),
+        ({"q": QKV, "rope": torch.zeros(2, 5, 32, device="meta")}, r"`rope` must be on cpu like `q`, got meta"),
+        ({"q": torch.zeros(2, 5, 3, 2, 7), "rope": torch.zeros(2, 5, 3)}, r"`q` must be of an even head width .* 7"),
+        (
+            {"q": HEADS, "k": HEADS[:, :4], "v": HEADS[:, :4], "rope": torch.zeros(2, 5, 32)},
+            r"`k` must be of 5 tokens like `q` where `rope` is given, got 4",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         attention(**given)
+
+
+def test_a_rotation_leaves_logits_a_function_of_distance():
+    """What rope is for: with equal heads everywhere, the logit of two tokens depends on how far apart they are."""
+    angles = torch.arange(6)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001])
+    x = normal(1, 1, 1, 8, dtype=torch.float64).expand(1, 6, 1, 8)
+    turned = reference_module.rotate(x, torch.stack((angles.cos(), angles.sin())))[0, :, 0]
+    logits = turned @ turned.T
+    for distance in range(1, 6):
+        along = logits.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along))
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_norms_are_pytorchs(norm):
+    x, weight, bias = normal(2, 3, 4, 72), normal(72, seed=1), normal(72, seed=2)
+    if norm == "rms":
+        bias, wanted = None, F.rms_norm(x, (72,), weight, 1e-6)
+    else:
+        wanted = F.layer_norm(x, (72,), weight, bias, 1e-6)
+    torch.testing.assert_close(reference_module.normalize(x, norm, weight, bias, 1e-6), wanted)
+
+
+def test_weights_of_any_dtype_get_gradients_of_it():
+    """As under autocast: float32 weights beside bfloat16 heads."""
+    weight = normal(64).requires_grad_()
+    with use_backend("cpu"):
+        attention(normal(2, 5, 3, 2, 64, dtype=torch.bfloat16), norm="rms", q_weight=weight).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sdpa_is_pytorchs_bit_for_bit(dtype):
+    q, k, v = (normal(2, t, 2, 72, seed=i, dtype=dtype) for i, t in enumerate((7, 5, 5)))
+    with use_backend("sdpa"):
+        got = run(attention, {"q": q, "k": k, "v": v}, ("q", "k", "v"), dtype)
+    wanted = run(sdpa, {"q": q, "k": k, "v": v}, ("q", "k", "v"), dtype)
+    for key, value in wanted.items():
+        assert torch.equal(got[key], value), key
+
+
+def test_sdpa_says_which_kernel_pytorch_picked_and_pins_it(caplog, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(libraries, "_reported", set())
+    monkeypatch.setattr(libraries, "sdpa_kernel", lambda choice: pinned.append(choice) or contextlib.nullcontext())
+    with use_backend("sdpa"), caplog.at_level(logging.INFO, logger="dit_fast"):
+        for _ in range(2):
+            attention(QKV)
+    assert caplog.messages == ["attention on cpu: backend sdpa is PyTorch's FLASH_ATTENTION"]
+    assert pinned == [SDPBackend.FLASH_ATTENTION] * 2
+    libraries.LIBRARIES["sdpa_cudnn"][0](*QKV.unbind(2), 0.3)
+    assert pinned[2:] == [SDPBackend.CUDNN_ATTENTION]
+
+
+def test_sdpa_of_nothing():
+    with use_backend("sdpa"):
+        assert attention(QKV[:, :0]).shape == (2, 0, 128)
+
+
+def test_flash_attn_is_called_or_says_why_not(monkeypatch):
+    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="flash-attn package is not installed"):
+        attention(QKV)
+    monkeypatch.setattr(libraries, "_installed", lambda module: module == "flash_attn")
+    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="takes bfloat16 and float16, got"):
+        attention(QKV)
+    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="tensors are on cpu"):
+        attention(QKV.half())
+    called = {}
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_func = lambda q, k, v, **options: called.update(options, shapes=(q.shape, k.shape)) or (v, None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    q, k, v = QKV.unbind(2)
+    assert libraries.flash_attn(q, k, v, 0.3) is v
+    assert called == {"softmax_scale": 0.3, "deterministic": True, "shapes": (q.shape, k.shape)}
+
+
+def test_auto_takes_what_a_result_shows(monkeypatch):
+    assert all((ROOT / win.result).is_file() for win in WINS)
+    win = Win("cpu", native.instruction_set(), (torch.float32,), (64,), (2, 300), "a file")
+    monkeypatch.setattr(preference_module, "WINS", (win,))
+    first = {
+        "as measured": (QKV, "cpu"),
+        "another width": (QKV[..., :8], "sdpa"),
+        "another dtype": (QKV.bfloat16(), "sdpa"),
+        "float64": (QKV.double(), "reference"),
+    }
+    for name, (tensor, wanted) in first.items():
+        assert preference_module.preference([tensor])[0] == wanted, name
+    assert preference_module.preference([HEADS, HEADS[:, :1], HEADS[:, :1]])[0] == "sdpa"
+    assert OP.select(QKV) == "cpu" and OP.select(QKV.bfloat16()) == "sdpa"
+
+
+def test_one_op_can_have_a_backend_of_its_own():
+    before = current_backend(), current_backend("attention")
+    with use_backend("reference", attention="sdpa"):
+        assert current_backend("attention") == "sdpa" and current_backend("adaln") == "reference"
+        with use_backend(attention="cpu"):
+            assert current_backend() == "reference" and current_backend("attention") == "cpu"
+        with use_backend("triton"):
+            assert current_backend("attention") == "triton"
+        assert current_backend("attention") == "sdpa"
+    assert (current_backend(), current_backend("attention")) == before
+    with pytest.raises(ValueError, match=r"use_backend: ops are .*'attention'.*, got \['atention'\]"):
+        use_backend(atention="sdpa")
+    with pytest.raises(ValueError, match=r"use_backend: `attention` must be one of .*'sdpa'.*, got 'fast'"):
+        use_backend(attention="fast")
+    with use_backend("sdpa"), pytest.raises(BackendUnavailable, match="adaln has no backend 'sdpa'"):
+        adaln(HEADS[0], HEADS[0, :, 0], HEADS[0, :, 0])

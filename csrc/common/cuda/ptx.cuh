@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instructions of sm_80 and later that C++ has no words for: mma, ldmatrix, cp.async. PTX here; what the same functions
-// do on a CPU is in host_exec/ptx_on_cpu.h, and tests/host_exec/test_ptx.py states what each computes.
+// Instructions of sm_80 and later that C++ has no words for: mma, ldmatrix, cp.async, ex2. PTX here; what the same
+// functions do on a CPU is in host_exec/ptx_on_cpu.h, and tests/host_exec/test_ptx.py states what each computes.
 //
 // T is __nv_bfloat16 or __half. A 32-bit register holds two of them, the one of the lower index in the lower half.
 // g = lane / 4 and t = lane % 4 below.
@@ -39,6 +39,13 @@ namespace dit {
 
 // The 32-bit address that PTX's shared memory instructions take.
 DIT_DEVICE uint32_t smem_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// 2^x within 2 units of the last place; 0 where that would be subnormal. One instruction: exp2f takes four.
+DIT_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // d[16x8] += a[16x16] b[16x8], float32 accumulators. Fragments:
 //   d[i]  row g + 8 (i / 2), column 2t + i % 2

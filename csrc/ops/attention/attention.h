@@ -1,24 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arguments of attention's kernels. N batch, Tq queries, Tk keys, H heads, Dh head width.
-// q, dq (N, Tq, H, Dh), k, v, dk, dv (N, Tk, H, Dh) with any strides but a last one of 1: a packed qkv is three of them;
-// out, dout (N, Tq, H*Dh) dense; lse (N, H, Tq) float32.
+// q, dq (N, Tq, H, Dh), k, v, dk, dv (N, Tk, H, Dh), see heads.h; out, dout (N, Tq, H*Dh) dense; lse (N, H, Tq) float32.
+// Queries and keys arrive normalised and rotated (prepare.h).
 #pragma once
 #include "common/cpu/isa.h"
 #include "common/dtype.h"
+#include "ops/attention/heads.h"
 
 namespace dit {
-
-struct HeadStrides {
-  int64_t sample, token, head;  // in elements
-};
-struct Heads {
-  const void* data;
-  HeadStrides stride;
-};
-struct MutableHeads {
-  void* data;
-  HeadStrides stride;
-};
 
 struct AttentionForward {
   Heads q, k, v;
@@ -40,8 +29,8 @@ struct AttentionBackward {
   Dtype dtype;
 };
 
-DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: see attention_cpu.cpp
-DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: see attention_cpu.cpp
+DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: the N * H heads
+DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: the N * H heads
 
 int attention_forward_cuda(const AttentionForward& a, void* stream);
 int attention_backward_cuda(const AttentionBackward& a, void* stream);

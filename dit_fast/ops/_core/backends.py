@@ -23,7 +23,9 @@ PREFERENCE = {
 log = logging.getLogger("dit_fast")
 _announced: set[tuple[str, str, str]] = set()
 _names: set[str] = {*BACKENDS, "auto"}
-_current: str = "auto"
+_ops: set[str] = set()
+_default: str = "auto"
+_chosen: dict[str, str] = {}  # op: backend, where it is not the default
 
 
 class BackendUnavailable(RuntimeError):
@@ -31,26 +33,32 @@ class BackendUnavailable(RuntimeError):
 
 
 class use_backend:
-    """Choose the kernels: as a context manager for a block, or called alone as the process default from now on.
+    """Choose the kernels: as a context manager for a block, or called alone from now on.
 
     Args:
-        name: "reference" (plain PyTorch), "cpu" (C++), "triton", "cuda", the name of a registered backend, or
-            "auto" (by device, see PREFERENCE; each choice is logged once to the logger `dit_fast`).
+        name: of all ops: "reference" (plain PyTorch), "cpu" (C++), "triton", "cuda", the name of a registered backend,
+            or "auto" (by device, see PREFERENCE; each choice is logged once to the logger `dit_fast`).
+            None: as before.
+        ops: of single ops, by name: `attention="sdpa"`. They add to those named before, unless `name` is given.
 
     An explicit backend runs or raises `BackendUnavailable` with its reason; it never falls back. The choice is the
     process's, not a thread's.
 
     >>> use_backend("reference")          # from now on
-    >>> with use_backend("triton"):       # here only
+    >>> with use_backend("triton", attention="sdpa"):       # here only
     ...     y = model(x, t, label)
     """
 
-    def __init__(self, name: str) -> None:
-        global _current
-        if name not in _names:
-            raise ValueError(f"use_backend: `name` must be one of {sorted(_names)}, got {name!r}")
-        self.previous = _current
-        _current = name
+    def __init__(self, name: str | None = None, /, **ops: str) -> None:
+        global _default, _chosen
+        for argument, value in (("name", name), *ops.items()):
+            if value is not None and value not in _names:
+                raise ValueError(f"use_backend: `{argument}` must be one of {sorted(_names)}, got {value!r}")
+        if not ops.keys() <= _ops:
+            raise ValueError(f"use_backend: ops are {sorted(_ops)}, got {sorted(ops.keys() - _ops)}")
+        self.previous = _default, _chosen
+        _chosen = {**_chosen, **ops} if name is None else ops
+        _default = _default if name is None else name
 
     def __enter__(self) -> None:
         return None
@@ -58,17 +66,17 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _current
-        _current = self.previous
+        global _default, _chosen
+        _default, _chosen = self.previous
 
 
 def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
     """`torch.utils.checkpoint`, whose recomputation in the backward pass uses the backend of its forward."""
-    asked = current_backend()
+    default, chosen = _default, _chosen
 
     @contextmanager
     def same_backend() -> Iterator[None]:
-        with use_backend(asked):
+        with use_backend(default, **chosen):
             yield
 
     if torch.compiler.is_compiling():  # the choice is a constant of the graph
@@ -77,13 +85,17 @@ def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
     return recomputed(function, *arguments, use_reentrant=False, context_fn=lambda: contexts)
 
 
-def current_backend() -> str:
-    """The backend asked for at this point: a name or "auto"."""
-    return _current
+def current_backend(op: str | None = None) -> str:
+    """The backend asked for at this point, of all ops or of one: a name or "auto"."""
+    return _default if op is None else _chosen.get(op, _default)
 
 
 def add_name(name: str) -> None:
     _names.add(name)
+
+
+def add_op(name: str) -> None:
+    _ops.add(name)
 
 
 def announce(op: str, device: str, choice: str, passed_over: list[str]) -> None:

@@ -9,7 +9,9 @@ choice is a constant in a compiled graph and the backward runs on the backend of
 - `triton` is the module `dit_fast.ops.<name>.triton_kernel`;
 - an op without a C++ kernel may name a module of its own for `cpu` (`cpu_module`);
 - more can be added with `Op.register_backend`;
-- `reference` is the plain function itself: it does not pass through the operator, PyTorch differentiates it.
+- an op may name functions of other libraries (`libraries`), which its public function calls;
+- `reference` is the plain function itself: like the libraries' it does not pass through the operator, PyTorch
+  differentiates it.
 
 Kernels receive contiguous tensors, but for the arguments named in `strided`, which keep any strides with a last
 one of 1 (chunk views of one modulation tensor, unbound views of one qkv tensor). Addresses may be misaligned.
@@ -19,7 +21,7 @@ schema, `Tensor(a!)` or `Tensor(a!)[]`, is changed in place; one that is not con
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,7 +31,7 @@ from torch import Tensor
 from dit_fast import env
 
 from . import native, triton_interpreter
-from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, announce, current_backend
+from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, add_op, announce, current_backend
 from .triton_support import triton_why_not
 
 LIBRARY = torch.library.Library("dit_fast", "DEF")
@@ -41,6 +43,7 @@ OLDEST_GPU = (8, 0)
 OPS: dict[str, "Op"] = {}
 
 Limits = Callable[[str, Sequence[Tensor]], str | None]
+WhyNot = Callable[[Sequence[Tensor]], str | None]
 
 
 _capability: dict[int | None, tuple[int, int]] = {}
@@ -62,7 +65,7 @@ class Backend:
         self,
         forward: Callable[..., Any],
         backward: Callable[..., Any] | None,
-        why_not: Callable[[Sequence[Tensor]], str | None],
+        why_not: WhyNot,
     ) -> None:
         self.forward = forward
         self.backward = backward
@@ -70,7 +73,11 @@ class Backend:
 
 
 class Op:
-    """See the module. `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say)."""
+    """See the module.
+
+    `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say); `preference(tensors)` the
+    order in which `auto` tries backends, where it is not the device's; `libraries` why a library's function cannot run.
+    """
 
     def __init__(
         self,
@@ -85,8 +92,15 @@ class Op:
         strided: tuple[str, ...] = (),
         limits: Limits | None = None,
         cpu_module: str | None = None,
+        preference: Callable[[Sequence[Tensor]], tuple[str, ...]] | None = None,
+        libraries: Mapping[str, WhyNot] | None = None,
     ) -> None:
         self.name = name
+        self.preference = preference
+        self.libraries = dict(libraries or {})
+        add_op(name)
+        for library in self.libraries:
+            add_name(library)
         self.strided = strided
         self.limits = limits
         self.cpu_module = cpu_module
@@ -143,7 +157,7 @@ class Op:
         name: str,
         forward: Callable[..., Any],
         backward: Callable[..., Any] | None = None,
-        why_not: Callable[[Sequence[Tensor]], str | None] = lambda tensors: None,
+        why_not: WhyNot = lambda tensors: None,
     ) -> None:
         """Add a kernel pair under `name`; `use_backend(name)` and `dit_fast.parity.check_case` then know it.
 
@@ -153,23 +167,25 @@ class Op:
         if (backward is None) != (self.backward is None):
             expected = "a function" if backward is None else "None, as the op has none"
             raise ValueError(f"register_backend: `backward` of {self.name} must be {expected}, got {backward}")
-        if name == "auto" or name == "reference" or name in self.backends:
+        if name in ("auto", "reference") or name in self.backends or name in self.libraries:
             raise ValueError(f"register_backend: `name` must be new to {self.name}, got {name!r}")
         add_name(name)
         self.backends[name] = Backend(forward, backward, why_not)
 
     def names(self) -> list[str]:
         """All backends of this op, whether or not they can run here."""
-        return list(dict.fromkeys((*BACKENDS, *self.backends)))
+        return list(dict.fromkeys((*BACKENDS, *self.libraries, *self.backends)))
 
     def why_not(self, backend: str, tensors: Sequence[Tensor]) -> str | None:
         """Why `backend` cannot run on these tensors; None if it can. The error, skip reason and table cell."""
         if backend == "reference":
             return None
         dtype = tensors[0].dtype
-        if backend in self.backends and backend not in BACKENDS:
-            return self.backends[backend].why_not(tensors)
-        if backend not in BACKENDS:
+        if backend in self.libraries:
+            return self.libraries[backend](tensors)
+        if backend not in BACKENDS:  # asked first: a graph that had looked into `backends` would be guarded by it
+            if backend in self.backends:
+                return self.backends[backend].why_not(tensors)
             return f"{self.name} has no backend {backend!r}"
         if dtype not in KERNEL_DTYPES:
             return f"{dtype} is not among float32, bfloat16, float16"
@@ -193,7 +209,7 @@ class Op:
 
     def select(self, *tensors: Tensor) -> str:
         """The backend to run now on these tensors: the one asked for, or `auto`'s choice."""
-        asked = current_backend()
+        asked = current_backend(self.name)
         if asked != "auto":
             reason = self.why_not(asked, tensors)
             if reason is not None:
@@ -201,7 +217,8 @@ class Op:
             return asked
         passed_over: list[str] = []
         device = tensors[0].device.type
-        for name in PREFERENCE.get(device, ("reference",)):
+        ordered = self.preference(tensors) if self.preference else PREFERENCE.get(device, ("reference",))
+        for name in ordered:
             reason = self.why_not(name, tensors)
             if reason is None:
                 if not torch.compiler.is_compiling():

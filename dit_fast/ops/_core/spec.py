@@ -80,7 +80,7 @@ class Spec:
         inputs: makes the keyword arguments of a case.
         gradients: names of the differentiable arguments; absent or None arguments are left out.
         cost: bytes and FLOPs of a case, given its dims and the bytes per element.
-        bench: the case that the paper's XL/2 model gives at N images.
+        bench: the cases that the paper's models give at N images, XL/2's first.
         timed: what benchmarks time instead of `function` ("kernel") and `reference` ("eager", "compile"): where an op
             writes its arguments, those work on copies; where the reference is not the fastest eager PyTorch, that is.
     """
@@ -92,7 +92,7 @@ class Spec:
     inputs: Callable[[Case, Maker], dict[str, Any]]
     gradients: tuple[str, ...]
     cost: Callable[[Mapping[str, int], int], Cost]
-    bench: Callable[[int], Case] = field(repr=False)
+    bench: Callable[[int], tuple[Case, ...]] = field(repr=False)
     timed: Mapping[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     def make(self, case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Any]:

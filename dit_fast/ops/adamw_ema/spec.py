@@ -96,6 +96,6 @@ SPEC = Spec(
     inputs=inputs,
     gradients=(),
     cost=cost,
-    bench=lambda n: Case("4 of XL/2's 28 blocks", {"blocks": 4, "D": 1152, "master": 1}),
+    bench=lambda n: (Case("4 of XL/2's 28 blocks", {"blocks": 4, "D": 1152, "master": 1}),),
     timed={"kernel": adamw_ema, "eager": pytorch, "compile": reference},
 )

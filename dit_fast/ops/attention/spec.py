@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases, inputs and costs of `attention`. N batch, T queries, S keys (absent: packed), H heads, Dh head width."""
+"""Cases, inputs and costs of `attention`. N batch, T queries, S keys (absent: packed), H heads, Dh head width;
+norm 1 rms, 2 layer; affine 1: its weights (and biases) are given; rope 1: heads are turned."""
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from .._core import LAYOUTS, Case, Cost, Maker, Spec
 from . import attention, reference
@@ -31,20 +34,43 @@ def cases() -> tuple[Case, ...]:
     separate = [_case(N=2, T=63, S=2, H=2, Dh=72), _case(N=2, T=5, S=130, H=2, Dh=40)]
     laid = [_case(layout, N=2, T=7, S=5, H=2, Dh=72) for layout in LAYOUTS[1:]]
     laid += [_case(layout, N=2, T=7, H=2, Dh=72) for layout in LAYOUTS[1:]]
+    prepared = [
+        _case(N=2, T=7, H=2, Dh=72, norm=1, affine=1, rope=1),
+        _case(N=2, T=33, H=2, Dh=64, norm=2, affine=1),
+        _case(N=2, T=5, H=3, Dh=72, norm=2),
+        _case(N=2, T=9, H=1, Dh=40, rope=1),
+        _case(N=2, T=63, S=5, H=2, Dh=72, norm=1, affine=1),
+        _case("strided", N=2, T=7, S=7, H=2, Dh=64, norm=2, affine=1, rope=1),
+        _case("misaligned", N=2, T=7, H=2, Dh=72, norm=1, affine=1, rope=1),
+    ]
     empty = [
         Case("empty-batch", {"N": 0, "T": 4, "H": 2, "Dh": 64}),
         Case("no-tokens", {"N": 2, "T": 0, "H": 2, "Dh": 64}),
         Case("no-queries", {"N": 2, "T": 0, "S": 3, "H": 2, "Dh": 64}),
     ]
-    return (*packed, *separate, *laid, *empty)
+    return (*packed, *separate, *laid, *prepared, *empty)
 
 
 def inputs(case: Case, make: Maker) -> dict[str, Any]:
+    """A bias of keys that are not turned moves all logits of a row alike: its gradient is 0, no distance is relative
+    to it, so there is none then."""
     n, t, h, dh = (case.dims[k] for k in ("N", "T", "H", "Dh"))
-    if "S" not in case.dims:
-        return {"q": make(n, t, 3, h, dh, gain=1.5)}
-    s = case.dims["S"]
-    return {"q": make(n, t, h, dh, gain=1.5), "k": make(n, s, h, dh, gain=1.5), "v": make(n, s, h, dh)}
+    s = case.dims.get("S")
+    if s is None:
+        given: dict[str, Any] = {"q": make(n, t, 3, h, dh, gain=1.5)}
+    else:
+        given = {"q": make(n, t, h, dh, gain=1.5), "k": make(n, s, h, dh, gain=1.5), "v": make(n, s, h, dh)}
+    norm = {0: None, 1: "rms", 2: "layer"}[case.dims.get("norm", 0)]
+    if norm is not None:
+        given["norm"] = norm
+    if case.dims.get("affine"):
+        given |= {f"{x}_weight": make(dh, gain=0.3, offset=1.0) for x in "qk"}
+        if norm == "layer":
+            given |= {f"{x}_bias": make(dh, gain=0.3) for x in ("qk" if case.dims.get("rope") else "q")}
+    if case.dims.get("rope"):
+        angles = make(t, dh // 2, gain=3.0, dtype=torch.float32)
+        given["rope"] = torch.stack((angles.cos(), angles.sin()))
+    return given
 
 
 def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
@@ -60,13 +86,20 @@ def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
     )
 
 
+def bench(n: int) -> tuple[Case, ...]:
+    """XL/2 and L/2 at 256 x 256 pixels, and at 512 x 512 with half the tokens in all."""
+    sizes = ((f"{model}, {pixels}px", max(1, n // part), t, dh) for model, dh in (("XL/2", 72), ("L/2", 64))
+             for pixels, t, part in ((256, 256, 1), (512, 1024, 8)))  # fmt: skip
+    return tuple(Case(f"{name}, N={m}", {"N": m, "T": t, "H": 16, "Dh": dh}) for name, m, t, dh in sizes)
+
+
 SPEC = Spec(
     op=OP,
     function=attention,
     reference=reference,
     cases=cases(),
     inputs=inputs,
-    gradients=("q", "k", "v"),
+    gradients=("q", "k", "v", "q_weight", "k_weight", "q_bias", "k_bias"),
     cost=cost,
-    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "T": 256, "H": 16, "Dh": 72}),
+    bench=bench,
 )

@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .heads import new_gradients, unpack, views
+from .triton_prepare import prepare, prepare_backward
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -274,12 +275,25 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def forward(q: Tensor, k: Tensor | None, v: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _prepared(
+    q: Tensor, k: Tensor, affine: Tensor | None, rope: Tensor | None, norm: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    if norm == 0 and rope is None:
+        return q, k
+    rows = (None, None) if affine is None else affine.view(2, 2, -1)
+    return prepare(q, rows[0], rope, norm, eps), prepare(k, rows[1], rope, norm, eps)
+
+
+def forward(
+    q: Tensor, k: Tensor | None, v: Tensor | None, affine: Tensor | None, rope: Tensor | None,
+    scale: float, norm: int, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v = unpack(q, k, v)
     n, tq, h, dh = q.shape
     out = q.new_empty((n, tq, h * dh))
     lse = q.new_empty((n, h, tq), dtype=torch.float32)
     if out.numel():
+        q, k = _prepared(q, k, affine, rope, norm, eps)
         tile = _tile("forward", q)
         grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
         _forward_kernel[grid](q, k, v, out, lse, *_strides(q, k, v), tq, k.shape[1], h, scale, **tile)
@@ -287,11 +301,25 @@ def forward(q: Tensor, k: Tensor | None, v: Tensor | None, scale: float) -> tupl
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    dout: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, affine: Tensor | None, rope: Tensor | None,
+    out: Tensor, lse: Tensor, scale: float, norm: int, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     results = new_gradients(q, k, v)
     dq, dk, dv = views(*results)
     q, k, v = unpack(q, k, v)
+    q_hat, k_hat = _prepared(q, k, affine, rope, norm, eps)
+    _attention_backward(dout, q_hat, k_hat, v, out, lse, scale, dq, dk, dv)
+    if norm == 0 and rope is None:
+        return *results, lse.new_empty(0)
+    rows = (None, None) if affine is None else affine.view(2, 2, -1)
+    sums = [prepare_backward(x, dx, row, rope, norm, eps) for x, dx, row in ((q, dq, rows[0]), (k, dk, rows[1]))]
+    return *results, torch.cat(sums)
+
+
+def _attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float,
+    dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
     n, tq, h, _ = q.shape
     tk = k.shape[1]
     delta, norm = torch.empty_like(lse), torch.empty_like(lse)
@@ -312,4 +340,3 @@ def backward(
             dout, q, k, v, lse, delta, norm, dk, dv, *strides, *_strides(dk, dv), tq, tk, h, scale,
             EXACT=q.dtype == torch.float32, **tile,
         )  # fmt: skip
-    return results

@@ -71,7 +71,7 @@ SPEC = Spec(
     inputs=inputs,
     gradients=("x", "shift", "scale", "weight", "bias"),
     cost=cost,
-    bench=lambda n: Case(
-        f"XL/2, N={n}", {"N": n, "A": 16, "B": 16, "D": 1152, "P": 2, "C": 8, "M": 1}
+    bench=lambda n: (
+        Case(f"XL/2, N={n}", {"N": n, "A": 16, "B": 16, "D": 1152, "P": 2, "C": 8, "M": 1}),
     ),
 )

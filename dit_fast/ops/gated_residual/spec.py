@@ -32,5 +32,5 @@ SPEC = Spec(
     inputs=inputs,
     gradients=("x", "y", "gate"),
     cost=cost,
-    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "T": 256, "D": 1152}),
+    bench=lambda n: (Case(f"XL/2, N={n}", {"N": n, "T": 256, "D": 1152}),),
 )

@@ -48,5 +48,5 @@ SPEC = Spec(
     inputs=inputs,
     gradients=("x", "weight", "bias"),
     cost=cost,
-    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "T": 256, "K": 1152, "F": 4608}),
+    bench=lambda n: (Case(f"XL/2, N={n}", {"N": n, "T": 256, "K": 1152, "F": 4608}),),
 )

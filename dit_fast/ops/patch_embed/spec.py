@@ -61,5 +61,5 @@ SPEC = Spec(
     inputs=inputs,
     gradients=("x", "weight", "bias", "pos"),
     cost=cost,
-    bench=lambda n: Case(f"XL/2, N={n}", {"N": n, "C": 4, "H": 32, "W": 32, "P": 2, "D": 1152, "B": 1}),
+    bench=lambda n: (Case(f"XL/2, N={n}", {"N": n, "C": 4, "H": 32, "W": 32, "P": 2, "D": 1152, "B": 1}),),
 )

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches attention's CUDA kernels.
+#include <algorithm>
+
+#include "ops/attention/attention_backward.cuh"
+
+namespace dit {
+namespace {
+
+// Calls f(element, width) with a null pointer of the element type and the head width as a constant, where there are
+// kernels for them.
+template <class F>
+cudaError_t dispatch_heads(Dtype dtype, int64_t dim, F&& f) {
+  const auto with_width = [&](auto* element) {
+    if (dim == 64) return f(element, std::integral_constant<int, 64>());
+    if (dim == 72) return f(element, std::integral_constant<int, 72>());
+    return cudaErrorInvalidValue;
+  };
+  if (dtype == Dtype::bf16) return with_width(static_cast<__nv_bfloat16*>(nullptr));
+  if (dtype == Dtype::f16) return with_width(static_cast<__half*>(nullptr));
+  return cudaErrorInvalidValue;
+}
+
+int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+
+// Kernels number tokens, heads and blocks in 32 bits, up to the end of the last tile.
+bool fits(int64_t tokens, int64_t blocks) { return tokens <= INT32_MAX - 256 && blocks <= INT32_MAX; }
+
+// A block has 163 KB of shared memory and more, or 99.
+KeyParts key_parts(int64_t keys) {
+  static_assert(AttentionBackwardRoom<__half>::bytes({1, kMostWarps}) <= 163 << 10);
+  static_assert(AttentionBackwardRoom<__half>::bytes({1, kMostWarps / 2}) <= 99 << 10);
+  const int capability = compute_capability();
+  const bool large = capability == 80 || capability == 87 || (capability >= 90 && capability < 120);
+  const int64_t count = tiles_of(keys, kWarpKeys * (large ? kMostWarps : kMostWarps / 2));
+  return {int(count), int(tiles_of(tiles_of(keys, count), kWarpKeys))};
+}
+
+int64_t rows_of(const AttentionBackward& a) { return a.batch * a.heads * a.queries; }
+
+}  // namespace
+
+int attention_forward_cuda(const AttentionForward& a, void* stream) {
+  const int64_t tiles = tiles_of(a.queries, kAttentionQueries), blocks = a.batch * a.heads * tiles;
+  if (blocks == 0) return cudaSuccess;
+  if (!fits(std::max(a.queries, a.keys), blocks)) return cudaErrorInvalidValue;
+  return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto width) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    return launch(attention_forward_kernel<T, decltype(width)::value>, dim3(unsigned(blocks)), dim3(kAttentionThreads),
+                  sizeof(AttentionRoom<T>), static_cast<cudaStream_t>(stream), a, int(tiles));
+  });
+}
+
+// With several parts of keys: sums of dq (N, H, Tq, Dh), then delta (N, H, Tq).
+int64_t attention_backward_scratch_cuda(const AttentionBackward& a) {
+  return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 1) : 0;
+}
+
+int attention_backward_cuda(const AttentionBackward& a, void* stream) {
+  const int64_t blocks = a.batch * a.heads;
+  if (blocks * a.keys == 0) return cudaSuccess;
+  if (!fits(std::max(a.queries, a.keys), std::max(blocks, tiles_of(rows_of(a), kDeltaThreads))))
+    return cudaErrorInvalidValue;
+  const KeyParts parts = key_parts(a.keys);
+  return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto width) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    if (parts.count > 1 && a.queries > 0) {
+      const cudaError_t error = launch(attention_delta_kernel<T>, dim3(unsigned(tiles_of(rows_of(a), kDeltaThreads))),
+                                       dim3(kDeltaThreads), 0, static_cast<cudaStream_t>(stream), a,
+                                       a.scratch + rows_of(a) * a.dim);
+      if (error != cudaSuccess) return error;
+    }
+    return launch(attention_backward_kernel<T, decltype(width)::value>, dim3(unsigned(blocks)),
+                  dim3(unsigned(32 * parts.warps)), size_t(AttentionBackwardRoom<T>::bytes(parts)),
+                  static_cast<cudaStream_t>(stream), a, parts);
+  });
+}
+
+}  // namespace dit

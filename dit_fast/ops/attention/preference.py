@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which attention `auto` takes: ours where a committed result shows it faster on that architecture, else PyTorch's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._core import KERNEL_DTYPES, native
+
+
+@dataclass(frozen=True)
+class Win:
+    """`backend` was faster than PyTorch's attention, forward and backward together, on these calls.
+
+    Attributes:
+        architecture: an instruction set of CPU kernels ("avx2") or a compute capability ("sm_90").
+        dtypes, widths: of the heads.
+        keys: least and most tokens attended to.
+        result: the file that shows it.
+    """
+
+    backend: str
+    architecture: str
+    dtypes: tuple[torch.dtype, ...]
+    widths: tuple[int, ...]
+    keys: tuple[int, int]
+    result: str
+
+
+WINS: tuple[Win, ...] = ()
+
+DEFAULT = {"cpu": ("sdpa", "cpu", "reference"), "cuda": ("sdpa", "cuda", "triton", "reference")}
+
+_architectures: dict[tuple[str, int | None], str] = {}
+
+
+@torch.compiler.assume_constant_result
+def architecture(kind: str, index: int | None) -> str:
+    """Of a device: what `Win.architecture` names."""
+    if kind == "cpu":
+        return native.instruction_set() or "none"
+    if (kind, index) not in _architectures:
+        major, minor = torch.cuda.get_device_capability(index)
+        _architectures[kind, index] = f"sm_{major}{minor}"
+    return _architectures[kind, index]
+
+
+def preference(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    """Backends in the order to try for q (packed or not) and, if separate, k and v."""
+    q = tensors[0]
+    if q.device.type not in DEFAULT or q.dtype not in KERNEL_DTYPES:
+        return ("reference",)
+    found = architecture(q.device.type, q.device.index)
+    keys = tensors[-1].shape[1]
+    ours = [
+        win.backend
+        for win in WINS
+        if win.architecture == found
+        and q.dtype in win.dtypes
+        and q.shape[-1] in win.widths
+        and win.keys[0] <= keys <= win.keys[1]
+    ]
+    return tuple(dict.fromkeys((*ours, *DEFAULT[q.device.type])))
