@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit_fast import ops
 from dit_fast.parity import ALLOWANCE, compare, distance
 
-from .diffusers_models import Case
+from .diffusers_case import Case
 
 OPS = ("adaln", "gated_residual", "gated_residual_adaln")
 

@@ -18,7 +18,8 @@ from dit_fast.integrations.diffusers.recipes import TABLE
 from dit_fast.integrations.diffusers.table import Fused
 from dit_fast.parity import compare
 
-from .diffusers_models import CASES, PART, STEPS
+from .diffusers_case import PART, STEPS
+from .diffusers_models import CASES
 from .diffusers_parity import at, counted, double, run
 
 diffusers.logging.set_verbosity_error()
