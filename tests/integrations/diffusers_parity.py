@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from dit_fast import ops
 from dit_fast.parity import ALLOWANCE, compare, distance
 
-from .diffusers_case import Case
-
 OPS = ("adaln", "gated_residual", "gated_residual_adaln")
 
 
@@ -40,11 +38,6 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
     used = {k: g for k, g in zip(leaves, gradients, strict=True) if g is not None}
     return {f"out{i}": o.detach() for i, o in enumerate(outputs)} | used
-
-
-def exact(case: Case, model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Of the weights and inputs of `dtype`, computed in float64."""
-    return run(at(model, torch.float64), double(case.batch(dtype)))
 
 
 def double(value: Any) -> Any:
