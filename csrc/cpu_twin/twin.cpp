@@ -14,9 +14,9 @@ void twin_forward(const AttentionForward* a) {
 
 void twin_backward(const AttentionBackward* a) { DIT_ISA::attention_backward(*a, 0, a->batch * a->heads); }
 
-// y = 2^x, n a multiple of W.
-void twin_exp2(const float* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) store(y + i, exp2(load(x + i)));
+// y = e^(scale * x), n a multiple of W.
+void twin_exp(const float* x, float* y, int64_t n, float scale) {
+  for (int64_t i = 0; i < n; i += W) store(y + i, Exp(scale)(load(x + i)));
 }
 
 // sums += a b, a pair of bf16 in each float of a and b; n a multiple of W.

@@ -23,4 +23,7 @@ const char* sanitizer();
 // Of the last launch that failed on the calling thread.
 const char* last_message();
 
+// Threads of a block of the last launch on the calling thread: which of two kernels it was.
+int last_block();
+
 }  // namespace host_exec

@@ -99,10 +99,10 @@ def attention(isa: str, q: Tensor, k: Tensor | None = None, v: Tensor | None = N
     return Attention.apply(isa, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def exp2(isa: str, x: Tensor) -> Tensor:
-    """x float32, a multiple of 16 elements."""
+def exp(isa: str, x: Tensor, scale: float = 1.0) -> Tensor:
+    """e^(scale * x); x float32, a multiple of 16 elements."""
     y = torch.empty_like(x)
-    load(isa).twin_exp2(_pointer(x), _pointer(y), ctypes.c_int64(x.numel()))
+    load(isa).twin_exp(_pointer(x), _pointer(y), ctypes.c_int64(x.numel()), ctypes.c_float(scale))
     return y
 
 

@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t kKeyBlock = 288;
 constexpr int64_t kPackedKeys = 4 * kKeyBlock;
 constexpr int64_t kQueryBlock = 2 * kRowBlock;
-constexpr float kLog2e = 1.44269504f, kLowest = -std::numeric_limits<float>::infinity();
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 static_assert(kKeyBlock % kRowBlock == 0 && kKeyBlock % W == 0, "a block of keys is made of whole tiles and panels");
 static_assert(kCpuQueries % kRowBlock == 0, "an item of the forward is made of whole blocks");
 
@@ -114,15 +114,14 @@ float row_top(const float* row, int64_t keys, float scale) {
   return max(most) * sign;
 }
 
-// e^(scale * (product - top)) of the products at p: exactly 1 for the largest logit, however large.
-F power(const float* p, float scale, float top) { return exp2((load(p) - splat(top)) * splat(scale * kLog2e)); }
-
-// These powers replace a row of products; returns their sum.
+// Powers e^(scale * (product - top)), exactly 1 for the largest logit however large, replace a row of products; returns
+// their sum.
 template <class M>
 float row_powers(float* row, int64_t keys, float scale, float top) {
+  const Exp exp(scale);
   F total = {};
   sweep(keys, [&](int64_t i, auto lanes) {
-    const F p = keep(power(row + i, scale, top), lanes);
+    const F p = keep(exp(load(row + i) - splat(top)), lanes);
     total += p;
     if constexpr (M::kDepth == 1) store(row + i, p);
     else store(reinterpret_cast<bf16*>(row) + i, p);  // never past what was read
@@ -209,9 +208,11 @@ struct BackwardRoom {
 template <class M>
 void row_probabilities(BackwardRoom<M>& room, int64_t r, int64_t first, int64_t keys, float scale) {
   float *p = room.p + r * room.stride + first, *dp = room.ds + r * room.stride + first;
+  const Exp exp(scale);
+  const F top = splat(room.top[r]);
   F total = {}, dot = {};
   sweep(keys, [&](int64_t i, auto lanes) {
-    const F e = keep(power(p + i, scale, room.top[r]), lanes);
+    const F e = keep(exp(load(p + i) - top), lanes);
     store(p + i, e);
     total += e;
     dot += e * load(dp + i);
