@@ -169,7 +169,8 @@ def _run(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     leaves = [a for a in (*args, *kwargs.values(), *twin.parameters()) if _is_float(a) and a.requires_grad]
     cotangents = [torch.randn_like(o) for o in outputs]
     found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
-    grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+    zero = torch.zeros((), dtype=torch.float64, device=args[0].device)
+    grads = [zero.expand(leaf.shape) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
     return [o.detach() for o in outputs], grads
 
 

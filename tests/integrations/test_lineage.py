@@ -73,6 +73,13 @@ def test_patched_models_compute_what_they_did(name):
     assert_same(patched, unpatched, batch(), torch.float32, autocast=torch.bfloat16)
 
 
+def test_a_bfloat16_residual_stays_so_under_autocast():
+    unpatched = live(Block(48))
+    patched = copy.deepcopy(unpatched)
+    dit_fast.patch(patched)
+    assert_same(patched, unpatched, (torch.randn(2, 5, 48), torch.randn(2, 48)), torch.bfloat16, torch.bfloat16)
+
+
 @pytest.mark.parametrize("tokens", (1, 3, 16))
 def test_maskdit_of_any_number_of_tokens(tokens):
     unpatched = live(MaskDiTLike())

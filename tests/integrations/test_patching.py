@@ -240,6 +240,14 @@ def test_parts_changed_after_patching_are_used():
     assert_same(patched, unpatched, batch())
 
 
+def test_another_activation_after_patching_is_used():
+    patched, unpatched = pair(depth=1)
+    for model in (patched, unpatched):
+        model.blocks[0].mlp.act.approximate = "none"
+    got, expected = patched(*batch()), unpatched(*batch())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("how", ("reentrant", "not reentrant"))
 def test_gradient_checkpointing(how):
     patched, unpatched = pair(mlp=Mlp(48, 96, drop=0.3))

@@ -133,6 +133,15 @@ class MoreWithMask(Block):
         return x + f.unsqueeze(1) * self.mlp(modulate(self.norm2(x), d, e))
 
 
+class ByMode(Block):
+    """Tells its attention whether it trains."""
+
+    def forward(self, x, c):
+        a, b, g, d, e, f = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + g.unsqueeze(1) * self.attn(modulate(self.norm1(x), a, b), self.training)
+        return x + f.unsqueeze(1) * self.mlp(modulate(self.norm2(x), d, e))
+
+
 class AnyArguments(Block):
     def forward(self, x, c, *args):
         return super().forward(x, c)
@@ -192,6 +201,7 @@ LEFT = (
     other("sandwich norms", lambda: Sandwich(48), DIFFERS),
     other("ids", lambda: UsesIds(48), "its forward could not be followed with marks for ids (IndexError: "),
     other("more with a mask", lambda: MoreWithMask(48), DIFFERS),
+    other("mode", lambda: ByMode(48), "its forward computes something else in training mode (relative difference "),
     other("any arguments", lambda: AnyArguments(48), "its forward takes any arguments (`*args`)"),
     other("three chunks", lambda: Block(48, chunks=3), "its adaLN_modulation gives 144 features, not 6 or 4 times the"),
     other("windows", lambda: Rooms(48), DIFFERS),
