@@ -123,6 +123,26 @@ def test_no_second_derivative_says_so(name):
             sum(g.sum() for g in gradients).backward()
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_no_forward_mode_says_so(name):
+    """Tangents would be lost: torch.func.jvp of the kernels' result would be 0."""
+    spec = SPECS[name]
+    inputs = spec.make(spec.cases[1], torch.float32)
+    wanted = next(k for k in spec.gradients if inputs.get(k) is not None)
+
+    def function(tensor):
+        out = spec.function(**{**inputs, wanted: tensor})
+        return out[-1] if isinstance(out, tuple) else out
+
+    def jvp():
+        return torch.func.jvp(function, (inputs[wanted],), (torch.randn_like(inputs[wanted]),))[1]
+
+    with use_backend("cpu"), pytest.raises(NotImplementedError, match=f"{name}: the kernels have no forward-mode"):
+        jvp()
+    with use_backend("reference"):
+        assert jvp().abs().max() > 0
+
+
 def test_a_registered_backend_is_used_and_named_like_the_others():
     op = OPS["gated_residual"]
     calls = []

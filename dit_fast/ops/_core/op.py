@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dit_fast import env
 
@@ -209,6 +210,21 @@ class Op:
 
     def select(self, *tensors: Tensor) -> str:
         """The backend to run now on these tensors: the one asked for, or `auto`'s choice."""
+        backend = self._select(tensors)
+        if backend != "reference" and backend not in self.libraries:
+            self._no_forward_mode(tensors)
+        return backend
+
+    def _no_forward_mode(self, tensors: Sequence[Tensor]) -> None:
+        """Kernels would compute with the values and drop the tangents without a word."""
+        if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+            return
+        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            raise NotImplementedError(
+                f"{self.name}: the kernels have no forward-mode derivative; use_backend('reference') has"
+            )
+
+    def _select(self, tensors: Sequence[Tensor]) -> str:
         asked = current_backend(self.name)
         if asked != "auto":
             reason = self.why_not(asked, tensors)
