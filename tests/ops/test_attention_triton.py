@@ -86,6 +86,12 @@ def test_hard_logits_in_one_tile_and_in_several(tokens, kind, dtype):
     check("triton", dtype, q=near_ties(tokens, dtype) if kind == "near ties" else hard(kind, tokens, dtype, 1, 24))
 
 
+def test_few_keys_of_nearly_equal_values():
+    """dP - delta cancels: a delta from `out` rounded to bfloat16 would leave its rounding in dq and dk."""
+    q, k, v = (normal(1, t, 1, 8, dtype=torch.bfloat16, seed=i) for i, t in enumerate((9, 2, 2)))
+    check("triton", torch.bfloat16, q=q, k=k, v=8 + v)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_weights_of_long_samples(norm):
     """A sample's rows are more than one program's, and end within a block: 300 of 256, of 16. Twice the same bits."""

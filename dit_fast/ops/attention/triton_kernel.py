@@ -293,9 +293,9 @@ FLOAT32_TILE = (32, 32, 8, 1)
 """BLOCK_M, BLOCK_N, num_warps, num_stages, of 16-bit storage up to a head width. tests/kernels holds the registers of
 each to a budget; none spills on sm_80, sm_90 or sm_100.
 
-The forward's 128 queries and dkdv's 64 keys are the most a program can own: dkdv keeps two operands and two sums of
-them (234 registers a thread at a width of 128), so it walks 32 queries at a time. dq's tile of 64 keys leaves no
-register at 72 (255), where one of 32 takes 168; delta keeps no sum, and fits where dq does.
+dkdv keeps two operands and two sums of them, of 64 keys (234 registers a thread at a width of 128, 255 at 96 on sm_80),
+so it walks 32 queries at a time. A dq tile of 64 keys leaves no register at 72 (255), where one of 32 takes 168; delta
+keeps no sum, and fits where dq does.
 
 Exact float32 products are scalar, and a tile of 32 x 32 of 8 warps leaves a thread 4 of them.
 """

@@ -25,12 +25,12 @@ CHUNK = 16
 
 
 @triton.jit
-def _rows(first, T, H, token, head, WIDTH: tl.constexpr, DH: tl.constexpr, ROWS: tl.constexpr):
+def _rows(first, T, H, token, head, UNIT: tl.constexpr, WIDTH: tl.constexpr, DH: tl.constexpr, ROWS: tl.constexpr):
     """Offsets (ROWS, WIDTH) of a sample's rows from `first` on, which of them exist, and the token of each row."""
     row = first + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     t = row // H
-    offset = t.to(tl.int64) * token + (row % H).to(tl.int64) * head
+    offset = (t.to(tl.int64) * token + (row % H).to(tl.int64) * head) * UNIT
     return offset[:, None] + column[None, :], (row < T * H)[:, None] & (column < DH)[None, :], t
 
 
@@ -65,7 +65,7 @@ def _prepare_kernel(
 ):  # fmt: skip
     """y is dense."""
     n, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * ROWS
-    at, mask, t = _rows(first, T, H, xt * UNIT, xh * UNIT, WIDTH, DH, ROWS)
+    at, mask, t = _rows(first, T, H, xt, xh, UNIT, WIDTH, DH, ROWS)
     value = tl.load(x + n * xn * UNIT + at, mask=mask, other=0.0).to(tl.float32)
     value, _ = _normalize(value, eps, mask, NORM, DH)
     column = tl.arange(0, WIDTH)
@@ -95,8 +95,8 @@ def _prepare_backward_kernel(
     dweight = tl.zeros((WIDTH,), tl.float32)
     dbias = tl.zeros((WIDTH,), tl.float32)
     for first in range(begin, tl.minimum(begin + CHUNK * ROWS, T * H), ROWS):
-        at, mask, t = _rows(first, T, H, xt * UNIT, xh * UNIT, WIDTH, DH, ROWS)
-        to, _, _ = _rows(first, T, H, dt * UNIT, dh * UNIT, WIDTH, DH, ROWS)
+        at, mask, t = _rows(first, T, H, xt, xh, UNIT, WIDTH, DH, ROWS)
+        to, _, _ = _rows(first, T, H, dt, dh, UNIT, WIDTH, DH, ROWS)
         u, rstd = _normalize(tl.load(x + at, mask=mask, other=0.0).to(tl.float32), eps, mask, NORM, DH)
         g = tl.load(dy + to, mask=mask, other=0.0).to(tl.float32)
         if ROPE:
