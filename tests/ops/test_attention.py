@@ -71,10 +71,12 @@ def test_hard_logits(backend, kind, dtype):
     check(backend, dtype, q=hard(kind, 63, dtype))
 
 
-@pytest.mark.parametrize("t", [1, 2, 63, 256, 257])
+@pytest.mark.parametrize("t", [1, 2, 63, 250, 256, 257, 1024])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_any_number_of_tokens(backend, t):
-    check(backend, torch.bfloat16, q=normal(2, t, 3, 1, 72, dtype=torch.bfloat16))
+    """Triton's interpreter is slow and its kernels walk over tokens alike at any width: a narrow one, one head."""
+    n, dh = (1, 8) if backend == "triton" else (2, 72)
+    check(backend, torch.bfloat16, q=normal(n, t, 3, 1, dh, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.0, -1.0])
@@ -219,8 +221,8 @@ def test_compiles_without_a_graph_break(backend, packed):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_of_separate_heads(backend):
-    q, k, v = (normal(2, t, 2, 64, seed=i) for i, t in enumerate((7, 5, 5)))
-    affine, rope = torch.randn(4, 64), torch.randn(2, 7, 32)
+    q, k, v = (normal(1, t, 2, 8, seed=i) for i, t in enumerate((7, 5, 5)))
+    affine, rope = torch.randn(4, 8), torch.randn(2, 7, 4)
     plain = (None, None), (0.3, 0, 0.0, backend)
     prepared = (affine, rope), (0.3, 2, 1e-6, backend)
     for heads, (tensors, constants) in (((q, k, v), plain), ((q, q, q), prepared)):

@@ -23,3 +23,15 @@ def views(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if dq.dim() == 5:
         dq, dk, dv = dq.unbind(2)
     return dq, dk, dv
+
+
+def units(*tensors: Tensor) -> tuple[int, list[int]]:
+    """A unit in elements, and in it the (sample, token, head) strides of tensors (N, T, H, Dh), for Triton kernels.
+
+    Triton asks of an argument only whether it is a multiple of 16. A head stride of 72 is not, and would leave it to
+    load one element at a time; times a unit of 8 that the kernel knows, it keeps loads of 8 (of 4 in float32).
+    Views that stride otherwise have a unit of 1 and the slow loads.
+    """
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    unit = 1 if any(stride % 8 for stride in strides) else 8
+    return unit, [stride // unit for stride in strides]

@@ -25,21 +25,23 @@ def cases() -> tuple[Case, ...]:
     packed = [
         _case(N=2, T=1, H=2, Dh=64),
         _case(N=3, T=7, H=2, Dh=72),
-        _case(N=2, T=63, H=2, Dh=72),
-        _case(N=2, T=256, H=1, Dh=64),
+        _case(N=1, T=63, H=2, Dh=72),
+        _case(N=1, T=130, H=1, Dh=64),
         _case(N=2, T=17, H=3, Dh=8),
-        _case(N=2, T=65, H=1, Dh=104),
-        _case(N=2, T=33, H=1, Dh=128),
+        _case(N=2, T=9, H=2, Dh=80),
+        _case(N=1, T=65, H=1, Dh=96),
+        _case(N=1, T=33, H=1, Dh=104),
+        _case(N=1, T=65, H=1, Dh=128),
     ]
-    separate = [_case(N=2, T=63, S=2, H=2, Dh=72), _case(N=2, T=5, S=130, H=2, Dh=40)]
+    separate = [_case(N=2, T=63, S=2, H=1, Dh=72), _case(N=2, T=5, S=130, H=1, Dh=40)]
     laid = [_case(layout, N=2, T=7, S=5, H=2, Dh=72) for layout in LAYOUTS[1:]]
     laid += [_case(layout, N=2, T=7, H=2, Dh=72) for layout in LAYOUTS[1:]]
     prepared = [
         _case(N=2, T=7, H=2, Dh=72, norm=1, affine=1, rope=1),
-        _case(N=2, T=33, H=2, Dh=64, norm=2, affine=1),
+        _case(N=2, T=33, H=1, Dh=64, norm=2, affine=1),
         _case(N=2, T=5, H=3, Dh=72, norm=2),
         _case(N=2, T=9, H=1, Dh=40, rope=1),
-        _case(N=2, T=63, S=5, H=2, Dh=72, norm=1, affine=1),
+        _case(N=2, T=17, S=5, H=2, Dh=72, norm=1, affine=1),
         _case("strided", N=2, T=7, S=7, H=2, Dh=64, norm=2, affine=1, rope=1),
         _case("misaligned", N=2, T=7, H=2, Dh=72, norm=1, affine=1, rope=1),
     ]

@@ -6,16 +6,19 @@ out, dout (N, Tq, H*Dh) dense; lse, delta (N, H, Tq) float32.
     dv = P^T dout,   dS = P * (dout v^T - delta),   delta = rowsum(P * dout v^T) = rowsum(dout * out)
     dq = scale * dS k,   dk = scale * dS^T q
 
-Forward and dq: a program owns BLOCK_M queries of one head of one sample, and walks over the keys BLOCK_N at a time.
-dk, dv: a program owns BLOCK_N keys and walks over the queries BLOCK_M at a time. Grid (N * H * tiles), tiles of one
-head next to each other, so that they find its other operand in the cache. No atomics: each result has one owner, and
-S is made twice in the backward instead. Saved for backward: q, k, v, out, lse.
+Forward, delta and dq: a program owns BLOCK_M queries of one head of one sample, and walks over the keys BLOCK_N at a
+time. dk, dv: a program owns BLOCK_N keys and walks over the queries BLOCK_M at a time. Grid (N * H * tiles), tiles of
+one head next to each other, so that they find its other operand in the cache. No atomics: each result has one owner,
+and S is made twice in the backward instead. Saved for backward: q, k, v, out, lse.
 
-The dq kernel runs first and leaves two numbers a row for the other: delta, and norm = 1 / rowsum(exp(S - lse)). In
+The dq kernel runs before the other and leaves two numbers a row for it: delta, and norm = 1 / rowsum(exp(S - lse)). In
 exact arithmetic norm is 1, but lse is rounded: at 1e4 by up to 5e-4, an error that P would carry in whole rows.
+Where delta from a rounded `out` is not good enough, a kernel of its own sums it first; in one kernel, two walks over
+the keys kept q and dout in registers between them, and spilled.
 
 A head is split in two column blocks: D0, the largest power of two in Dh, and D1, the rest rounded up to a power of
-two of at least 16 and masked (0 where there is none): 72 = 64 + 8 of 16, where one block would be 128 wide.
+two of at least 16 and masked (0 where there is none): 72 = 64 + 8 of 16, where one block would be 128 wide. Strides
+come in units of UNIT elements (heads.py: units), which tells the compiler that loads may be wide.
 
 tl.dot has operands of the storage dtype (P and dS rounded to it; float32 exactly, not as tf32) and float32 sums;
 softmax, lse and delta are float32; exponentials are base 2. A result is rounded once.
@@ -26,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .heads import new_gradients, unpack, views
+from .heads import new_gradients, units, unpack, views
 from .triton_prepare import prepare, prepare_backward
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -70,12 +73,14 @@ def _locate(T, H, BLOCK: tl.constexpr):
 @triton.jit
 def _forward_kernel(
     q, k, v, out, lse, qn, qt, qh, kn, kt, kh, vn, vt, vh, Tq, Tk, H, scale,
-    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n, h, rows, item = _locate(Tq, H, BLOCK_M)
-    q += n * qn + h * qh
-    k += n * kn + h * kh
-    v += n * vn + h * vh
+    q += (n * qn + h * qh) * UNIT
+    k += (n * kn + h * kh) * UNIT
+    v += (n * vn + h * vh) * UNIT
+    qt, kt, vt = qt * UNIT, kt * UNIT, vt * UNIT
     out += (n * Tq * H + h) * DH
     q0 = _load(q, rows, qt, Tq, 0, D0, DH)  # (BLOCK_M, D0)
     if D1 > 0:
@@ -106,32 +111,71 @@ def _forward_kernel(
 
 
 @triton.jit
-def _p_dp(
-    q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale,
+def _s_dp(
+    q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale,
     DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """exp(S - lse) and dP of one tile (BLOCK_M, BLOCK_N). With D1 of 0, q1, do1 and k1 are not read."""
+    """S, base 2, and dP of one tile (BLOCK_M, BLOCK_N). With D1 of 0, q1, do1 and k1 are not read."""
     s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
     dp = _dot(do0, _load(v, keys, vt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
     if D1 > 0:
         s = _dot(q1, k1.T, s)
         dp = _dot(do1, _load(v, keys, vt, Tk, D0, D1, DH).T, dp)
-    return tl.where(keys[None, :] < Tk, tl.exp2(s * (scale * LOG2E) - row_lse[:, None]), 0.0), dp
+    return tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf")), dp
+
+
+@triton.jit
+def _delta_kernel(
+    dout, q, k, v, delta, qn, qt, qh, kn, kt, kh, vn, vt, vh, Tq, Tk, H, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """delta = rowsum(P * dP), from which dP - delta cancels as it does in a plain softmax. P is made as in the forward,
+    not from the rounded lse: one key far above all others has P = 1 exactly, and dS = 0."""
+    n, h, rows, item = _locate(Tq, H, BLOCK_M)
+    q += (n * qn + h * qh) * UNIT
+    k += (n * kn + h * kh) * UNIT
+    v += (n * vn + h * vh) * UNIT
+    qt, kt, vt = qt * UNIT, kt * UNIT, vt * UNIT
+    dout += (n * Tq * H + h) * DH
+    q0 = _load(q, rows, qt, Tq, 0, D0, DH)
+    do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
+    q1, do1 = q0, do0
+    if D1 > 0:
+        q1 = _load(q, rows, qt, Tq, D0, D1, DH)
+        do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
+    row_delta = tl.zeros((BLOCK_M,), tl.float32)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, Tk, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        k1 = k0
+        if D1 > 0:
+            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+        s, dp = _s_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        new_top = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(p, 1)
+        row_delta = row_delta * shrink + tl.sum(p * dp, 1)
+        top = new_top
+    tl.store(delta + item * Tq + rows, row_delta / total, mask=rows < Tq)
 
 
 @triton.jit
 def _dq_kernel(
     dout, q, k, v, out, lse, dq, delta, norm, qn, qt, qh, kn, kt, kh, vn, vt, vh, dqn, dqt, dqh, Tq, Tk, H, scale,
-    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EXACT: tl.constexpr,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """EXACT: delta is summed from P * dP in a walk of its own, so that dP - delta cancels as it does in a plain
-    softmax. Otherwise it is rowsum(dout * out), and the rounding of `out` remains."""
+    """EXACT: delta is there already. Otherwise it is rowsum(dout * out), and the rounding of `out` remains."""
     n, h, rows, item = _locate(Tq, H, BLOCK_M)
-    q += n * qn + h * qh
-    k += n * kn + h * kh
-    v += n * vn + h * vh
-    dq += n * dqn + h * dqh
+    q += (n * qn + h * qh) * UNIT
+    k += (n * kn + h * kh) * UNIT
+    v += (n * vn + h * vh) * UNIT
+    dq += (n * dqn + h * dqh) * UNIT
+    qt, kt, vt, dqt = qt * UNIT, kt * UNIT, vt * UNIT, dqt * UNIT
     dense = (n * Tq * H + h) * DH
     q0 = _load(q, rows, qt, Tq, 0, D0, DH)
     do0 = _load(dout + dense, rows, H * DH, Tq, 0, D0, DH)
@@ -142,35 +186,24 @@ def _dq_kernel(
         do1 = _load(dout + dense, rows, H * DH, Tq, D0, D1, DH)
         acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
     row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
-    row_delta = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
     if EXACT:
-        for start in range(0, Tk, BLOCK_N):
-            keys = start + tl.arange(0, BLOCK_N)
-            k0 = _load(k, keys, kt, Tk, 0, D0, DH)
-            k1 = k0
-            if D1 > 0:
-                k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-            p, dp = _p_dp(
-                q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale, DH, D0, D1, BLOCK_M, BLOCK_N
-            )
-            total += tl.sum(p, 1)
-            row_delta += tl.sum(p * dp, 1)
-        row_delta = row_delta / total
-        total = tl.zeros((BLOCK_M,), tl.float32)
+        row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
     else:
         o0 = _load(out + dense, rows, H * DH, Tq, 0, D0, DH)
-        row_delta += tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
+        row_delta = tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
         if D1 > 0:
             o1 = _load(out + dense, rows, H * DH, Tq, D0, D1, DH)
             row_delta += tl.sum(do1.to(tl.float32) * o1.to(tl.float32), 1)
+        tl.store(delta + item * Tq + rows, row_delta, mask=rows < Tq)
+    total = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         k0 = _load(k, keys, kt, Tk, 0, D0, DH)
         k1 = k0
         if D1 > 0:
             k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-        p, dp = _p_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, row_lse, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        s, dp = _s_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        p = tl.exp2(s - row_lse[:, None])
         total += tl.sum(p, 1)
         ds = (p * (dp - row_delta[:, None])).to(k.dtype.element_ty)
         acc0 = _dot(ds, k0, acc0)
@@ -180,7 +213,6 @@ def _dq_kernel(
     _store(dq, rows, dqt, Tq, acc0 * (scale * row_norm)[:, None], 0, D0, DH)
     if D1 > 0:
         _store(dq, rows, dqt, Tq, acc1 * (scale * row_norm)[:, None], D0, D1, DH)
-    tl.store(delta + item * Tq + rows, row_delta, mask=rows < Tq)
     tl.store(norm + item * Tq + rows, row_norm, mask=rows < Tq)
 
 
@@ -188,19 +220,20 @@ def _dq_kernel(
 def _dkdv_kernel(
     dout, q, k, v, lse, delta, norm, dk, dv, qn, qt, qh, kn, kt, kh, vn, vt, vh, dkn, dkt, dkh, dvn, dvt, dvh,
     Tq, Tk, H, scale,
-    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EXACT: tl.constexpr,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Tiles are transposed, (BLOCK_N keys, BLOCK_M queries), so that P and dS are left operands as they stand.
 
     EXACT: S is summed in the order of the dq kernel and then transposed, since norm fits the bits of that S.
     """
     n, h, keys, item = _locate(Tk, H, BLOCK_N)
-    q += n * qn + h * qh
-    k += n * kn + h * kh
-    v += n * vn + h * vh
-    dk += n * dkn + h * dkh
-    dv += n * dvn + h * dvh
+    q += (n * qn + h * qh) * UNIT
+    k += (n * kn + h * kh) * UNIT
+    v += (n * vn + h * vh) * UNIT
+    dk += (n * dkn + h * dkh) * UNIT
+    dv += (n * dvn + h * dvh) * UNIT
+    qt, kt, vt, dkt, dvt = qt * UNIT, kt * UNIT, vt * UNIT, dkt * UNIT, dvt * UNIT
     dout += (n * Tq * H + h) * DH
     k0 = _load(k, keys, kt, Tk, 0, D0, DH)
     v0 = _load(v, keys, vt, Tk, 0, D0, DH)
@@ -247,32 +280,41 @@ def _dkdv_kernel(
         _store(dv, keys, dvt, Tk, dv1, D0, D1, DH)
 
 
-TILES = {
-    "forward": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-    "dq": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    "dkdv": {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+FEW_KEYS = 64
+"""Up to this many, the backward sums delta from P * dP."""
+
+HALF_TILES = {
+    "forward": {128: (128, 64, 8, 2)},
+    "delta": {128: (64, 32, 4, 2)},
+    "dq": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2)},
+    "dkdv": {128: (32, 64, 4, 2)},
 }
-"""For 16-bit storage: the largest tiles that compile for sm_80 and sm_90 at Dh of 64, 72 and 128 without spills (but
-for 24 bytes in the dq kernel of few keys)."""
+FLOAT32_TILE = (32, 32, 8, 1)
+"""BLOCK_M, BLOCK_N, num_warps, num_stages, of 16-bit storage up to a head width. tests/kernels holds the registers of
+each to a budget; none spills on sm_80, sm_90 or sm_100.
 
-TILE_FLOAT32 = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}
-"""Exact float32 products are scalar and hold whole operands in registers: this does not spill up to Dh of 72, and
-spills 300 bytes at 128; larger tiles spill as much at 72."""
+dkdv keeps two operands and two sums of them, of 64 keys (234 registers a thread at a width of 128, 255 at 96 on sm_80),
+so it walks 32 queries at a time. A dq tile of 64 keys leaves no register at 72 (255), where one of 32 takes 168; delta
+keeps no sum, and fits where dq does.
+
+Exact float32 products are scalar, and a tile of 32 x 32 of 8 warps leaves a thread 4 of them.
+"""
 
 
-def split(dh: int) -> dict[str, int]:
-    """Column blocks of a head: 64 -> 64 + 0, 72 -> 64 + 16, 104 -> 64 + 64, 8 -> 16 + 0."""
-    d0 = max(16, 1 << (dh.bit_length() - 1))
+def split(dh: int, widest: int = 128) -> dict[str, int]:
+    """Column blocks of a head: 64 -> 64 + 0, 72 -> 64 + 16, 104 -> 64 + 64, 8 -> 16 + 0; D0 is at most `widest`."""
+    d0 = min(widest, max(16, 1 << (dh.bit_length() - 1)))
     return {"DH": dh, "D0": d0, "D1": max(16, triton.next_power_of_2(dh - d0)) if dh > d0 else 0}
 
 
 def _tile(kernel: str, q: Tensor) -> dict[str, int]:
-    return {**split(q.shape[-1]), **(TILE_FLOAT32 if q.dtype == torch.float32 else TILES[kernel])}
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    """(sample, token, head) strides of tensors (N, T, H, Dh)."""
-    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    dh = q.shape[-1]
+    if q.dtype == torch.float32:  # the compiler holds blocks in registers: two of 64 fit at 128, one of 128 does not
+        blocks, sizes = split(dh, 64), FLOAT32_TILE
+    else:
+        tiles = HALF_TILES[kernel]
+        blocks, sizes = split(dh), tiles[min(width for width in tiles if dh <= width)]
+    return blocks | dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), sizes, strict=True))
 
 
 def _prepared(
@@ -295,8 +337,9 @@ def forward(
     if out.numel():
         q, k = _prepared(q, k, affine, rope, norm, eps)
         tile = _tile("forward", q)
+        unit, strides = units(q, k, v)
         grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
-        _forward_kernel[grid](q, k, v, out, lse, *_strides(q, k, v), tq, k.shape[1], h, scale, **tile)
+        _forward_kernel[grid](q, k, v, out, lse, *strides, tq, k.shape[1], h, scale, UNIT=unit, **tile)
     return out, lse
 
 
@@ -323,20 +366,25 @@ def _attention_backward(
     n, tq, h, _ = q.shape
     tk = k.shape[1]
     delta, norm = torch.empty_like(lse), torch.empty_like(lse)
-    strides = _strides(q, k, v)
     if n * h * tq:
-        tile = _tile("dq", q)
         # Few keys do not average the rounding of `out` away, and cost little; float32 is for those who look closely.
-        exact = q.dtype == torch.float32 or tk <= tile["BLOCK_N"]
+        exact = q.dtype == torch.float32 or tk <= FEW_KEYS
+        if exact:
+            tile = _tile("delta", q)
+            unit, strides = units(q, k, v)
+            grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
+            _delta_kernel[grid](dout, q, k, v, delta, *strides, tq, tk, h, scale, UNIT=unit, **tile)
+        tile = _tile("dq", q)
+        unit, strides = units(q, k, v, dq)
         grid = (n * h * triton.cdiv(tq, tile["BLOCK_M"]),)
         _dq_kernel[grid](
-            dout, q, k, v, out, lse, dq, delta, norm, *strides, *_strides(dq), tq, tk, h, scale,
-            EXACT=exact, **tile,
-        )  # fmt: skip
+            dout, q, k, v, out, lse, dq, delta, norm, *strides, tq, tk, h, scale, UNIT=unit, EXACT=exact, **tile
+        )
     if n * h * tk:
+        unit, strides = units(q, k, v, dk, dv)
         tile = _tile("dkdv", q)
         grid = (n * h * triton.cdiv(tk, tile["BLOCK_N"]),)
         _dkdv_kernel[grid](
-            dout, q, k, v, lse, delta, norm, dk, dv, *strides, *_strides(dk, dv), tq, tk, h, scale,
+            dout, q, k, v, lse, delta, norm, dk, dv, *strides, tq, tk, h, scale, UNIT=unit,
             EXACT=q.dtype == torch.float32, **tile,
         )  # fmt: skip
