@@ -54,6 +54,7 @@ DIT_DEVICE HeadRows<T> dense_rows(T* x, int64_t sample, int64_t head, int64_t to
 template <int kDim, class T>
 DIT_DEVICE void stage_rows(const HeadRows<const T>& from, int first, int count, int rows, T* to) {
   constexpr int kUnits = kDim / kVec<T>;
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < rows * kUnits; i += int(blockDim.x)) {
     const int r = i / kUnits, c = i % kUnits * kVec<T>;
     const bool exists = first + r < count;
@@ -66,6 +67,7 @@ template <int kColumns, class T>
 DIT_DEVICE void unstage_rows(const T* from, const HeadRows<T>& to, int first, int count, int rows, int column,
                              int lane) {
   constexpr int kUnits = kColumns / kVec<T>;
+#pragma unroll 1
   for (int i = lane; i < rows * kUnits; i += 32) {
     const int r = i / kUnits, c = column + i % kUnits * kVec<T>;
     if (first + r < count) store_vec(to.row(first + r) + c, load_vec(from + r * kHeadPitch + c));
@@ -126,7 +128,6 @@ template <class T, int kDim>
 struct QueryPart {
   uint32_t main[kDim / 16][2][4], tail[2][2];
 
-  // A negative scale is taken as its magnitude with -q, so that the largest product is the largest logit.
   DIT_DEVICE void load(const T* rows, bool negate, int lane) {
     const uint32_t sign = negate ? 0x80008000u : 0u;
 #pragma unroll
@@ -144,32 +145,26 @@ struct QueryPart {
     }
   }
 
-  // s = q k^T of the first `keys` keys of a tile, rounded up to 16; 0 for the others.
-  DIT_DEVICE void times_keys(TileSums<32, kAttentionKeys>& s, const T* k, int keys, int lane) const {
+  // s[.][first], s[.][first + 1] += q k^T of 16 keys.
+  template <int kN8>
+  DIT_DEVICE void times_keys(float (&s)[2][kN8][4], int first, const T* k, int lane) const {
 #pragma unroll
-    for (int n = 0; n < kAttentionKeys / 16; ++n) {
+    for (int d = 0; d < kDim / 16; ++d) {
+      uint32_t part[4];
+      tile::load_b_pair<Major::k>(part, k, kHeadPitch, 0, 16 * d, lane);
 #pragma unroll
-      for (int i = 0; i < 16; ++i) s[i / 8][2 * n + i / 4 % 2][i % 4] = 0.f;
-      if (16 * n >= keys) continue;
-      const T* rows = k + 16 * n * kHeadPitch;
-#pragma unroll
-      for (int d = 0; d < kDim / 16; ++d) {
-        uint32_t part[4];
-        tile::load_b_pair<Major::k>(part, rows, kHeadPitch, 0, 16 * d, lane);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          mma_m16n8k16<T>(s[i][2 * n], main[d][i], part[0], part[1]);
-          mma_m16n8k16<T>(s[i][2 * n + 1], main[d][i], part[2], part[3]);
-        }
+      for (int i = 0; i < 2; ++i) {
+        mma_m16n8k16<T>(s[i][first], main[d][i], part[0], part[1]);
+        mma_m16n8k16<T>(s[i][first + 1], main[d][i], part[2], part[3]);
       }
-      if constexpr (kDim % 16 == 8) {
-        uint32_t part[2];
-        load_tail16(part, rows, lane);
+    }
+    if constexpr (kDim % 16 == 8) {
+      uint32_t part[2];
+      load_tail16(part, k, lane);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          mma_m16n8k8<T>(s[i][2 * n], tail[i], part[0]);
-          mma_m16n8k8<T>(s[i][2 * n + 1], tail[i], part[1]);
-        }
+      for (int i = 0; i < 2; ++i) {
+        mma_m16n8k8<T>(s[i][first], tail[i], part[0]);
+        mma_m16n8k8<T>(s[i][first + 1], tail[i], part[1]);
       }
     }
   }
@@ -271,7 +266,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
   const int queries = int(a.queries), keys = int(a.keys);
   const int64_t sample = item / int(a.heads), head = item % int(a.heads);
   const HeadRows<const T> k = head_rows<T>(a.k, sample, head), v = head_rows<T>(a.v, sample, head);
-  const float scale = fmaxf(fabsf(a.scale), FLT_MIN);  // of 0, products that are masked would make NaN
+  // A negative scale is taken as its magnitude with -q, so that the largest product is the largest logit; a scale of 0
+  // would make NaN of keys that do not exist.
+  const float scale = fmaxf(fabsf(a.scale), FLT_MIN);
   T* mine = room.q + warp_row * kHeadPitch;
 
   const auto stage_keys = [&](int start, int buffer) {
@@ -292,8 +289,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
     if (first + warp_row >= queries) continue;
     if (start == 0) q.load(mine, a.scale < 0.f, lane);
     const int left = keys - start;
-    TileSums<32, kAttentionKeys> s;
-    q.times_keys(s, room.k[buffer], left, lane);
+    TileSums<32, kAttentionKeys> s = {};
+#pragma unroll
+    for (int n = 0; n < kAttentionKeys / 16; ++n)
+      if (16 * n < left) q.times_keys(s, 2 * n, room.k[buffer] + 16 * n * kHeadPitch, lane);
     if (left < kAttentionKeys) {
 #pragma unroll
       for (int i = 0; i < kAttentionKeys; ++i)
@@ -312,7 +311,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
   if (first + warp_row >= queries) return;
 
   rows.finish();
-  __syncwarp();  // all lanes have their queries
   place_sums(rows.out, 1.f, mine, lane);
   __syncwarp();
   const HeadRows<T> out = dense_rows(static_cast<T*>(a.out), sample, head, a.queries, a.heads, kDim);

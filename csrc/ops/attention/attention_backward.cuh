@@ -2,7 +2,7 @@
 // CUDA kernels of attention's backward for sm_80 and later; types, widths and layouts as in attention.cuh. dq like q,
 // dk like k, dv like v; dout (N, Tq, H*Dh) dense.
 //
-//   P = norm * exp(S - lse),   dP = dout v^T,   dS = P * (dP - delta),   delta = rowsum(P * dP)
+//   P = exp(S - lse),   dP = dout v^T,   dS = P * (dP - delta),   delta = rowsum(P * dP) / rowsum(P)
 //   dv = P^T dout,   dq = scale * dS k,   dk = scale * dS^T q
 //
 //   grid: block (n * H + h) owns one head of one sample, so that each result has one owner: no atomics
@@ -13,17 +13,17 @@
 // the left operands of dv and dk as they lie in registers. dS^T also goes to shared memory, and after four steps the
 // warps share dq of the 64 queries: 16 rows and half of the columns each, over all keys.
 //
-// With at most 256 keys (128 where a block has less than 146 KB of shared memory, as on sm_86, sm_89 and sm_120) every
-// row of P is in the block at once. Its warps exchange their shares of two sums a row in each step, rowsum(exp(S - lse))
-// and rowsum(exp(S - lse) dP). From these come delta, in which dP cancels as in a plain softmax (out, being rounded,
-// does not give it where a row has few large probabilities), and norm, 1 but for the rounding of lse: at 1e4 that is
-// 5e-4. `out` is not read and there is no other kernel.
+// delta is not rowsum(dout * out): out is rounded, and where few probabilities of a row are large, what remains of
+// dP - delta may be as small as that. With at most 256 keys (128 where a block has less than 146 KB of shared memory, as
+// on sm_86, sm_89 and sm_120) every row of P is in the block at once, and its warps exchange their shares of the two
+// sums in each step, multiplying P^T dout meanwhile. Then `out` is not read and there is no other kernel.
 //
 // More keys are taken in parts of equal size, one after the other, by the same block: dq is summed in float32 in
-// scratch, by the same thread each time, and rounded with the last part. Then delta = rowsum(dout * out) comes from a
-// kernel of its own and norm is 1: two more products over all keys would be the price of the exact ones.
+// scratch, by the same thread each time, and rounded with the last part. delta then comes from a kernel of its own, at
+// the price of making S and dP twice: seven products.
 //
-// P and dS are rounded to storage as operands, everything else is float32. A result is rounded once.
+// P and dS are rounded to storage as operands, everything else is float32. A result is rounded once. The rounding of lse
+// scales a row of P by up to 1 +- 5e-4 at logits of 1e4: an eighth of bfloat16's own rounding, as much as float16's.
 #pragma once
 #include "ops/attention/attention.cuh"
 
@@ -43,23 +43,21 @@ template <class T>
 struct AttentionBackwardRoom {
   static constexpr int kStage = kBackwardQueries * kHeadPitch;
   static constexpr int kSums = 2 * kStepQueries;  // of a warp in a step: of P, then of P dP
-  T *k, *v;      // (keys, Dh)
-  T* ds;         // transposed: (keys, 64 queries)
-  T* q[2];       // (64 queries, Dh)
-  T* dout[2];
-  float* sums[2];  // (warps, kSums)
+  T *k, *v;     // (keys, Dh)
+  T* ds;        // transposed: (keys, 64 queries)
+  T* stages;    // two of q and dout (64 queries, Dh)
+  float* sums;  // two of (warps, kSums)
 
-  DIT_DEVICE AttentionBackwardRoom(const KeyParts& parts) {
-    const int size = parts.keys() * kHeadPitch;
-    k = dynamic_smem<T>();
-    v = k + size;
-    ds = v + size;
-    for (int i = 0; i < 2; ++i) {
-      q[i] = ds + size + i * kStage;
-      dout[i] = q[i] + 2 * kStage;
-      sums[i] = reinterpret_cast<float*>(ds + size + 4 * kStage) + i * parts.warps * kSums;
-    }
-  }
+  DIT_DEVICE explicit AttentionBackwardRoom(const KeyParts& parts)
+      : k(dynamic_smem<T>()),
+        v(k + parts.keys() * kHeadPitch),
+        ds(v + parts.keys() * kHeadPitch),
+        stages(ds + parts.keys() * kHeadPitch),
+        sums(reinterpret_cast<float*>(stages + 4 * kStage)) {}
+  DIT_DEVICE T* q(int buffer) const { return stages + 2 * buffer * kStage; }
+  DIT_DEVICE T* dout(int buffer) const { return q(buffer) + kStage; }
+  DIT_DEVICE float* step_sums(const KeyParts& parts, int turn) const { return sums + turn * parts.warps * kSums; }
+
   __host__ __device__ static constexpr int bytes(const KeyParts& parts) {
     return (3 * parts.keys() * kHeadPitch + 4 * kStage) * int(sizeof(T)) + 2 * parts.warps * kSums * int(sizeof(float));
   }
@@ -103,27 +101,40 @@ DIT_DEVICE float sum_over_groups(float (&value)[8], int lane) {
   return value[0];
 }
 
-// Of this thread's four queries of a step, 8 j + 2 t + e.
-struct QueryRows {
-  float lse[2][2], delta[2][2], norm[2][2];  // lse in base 2
-};
+// A number of each of this thread's four queries of a step, 8 j + 2 t + e.
+using QueryRow = float[2][2];
 
-// p = exp(S - lse), 0 for keys that do not exist; p holds q k^T. `left`: the warp's keys.
-DIT_DEVICE void probabilities(StepSums& p, const QueryRows& rows, float step, int left, int lane) {
+// Of a head's numbers; 0 for queries that do not exist, whose q and dout are 0.
+DIT_DEVICE void load_row(const float* numbers, int query, int queries, QueryRow& row, int lane) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int i = query + tile_column(j, e, lane);
+      row[j][e] = i < queries ? numbers[i] : 0.f;
+    }
+}
+
+// p = exp(S - lse) where p was q k^T, 0 for keys that do not exist. `left`: the warp's keys.
+DIT_DEVICE void probabilities(StepSums& p, const QueryRow& lse, float scale, int left, int lane) {
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float value = exp2_approx(fmaf(p[i][j][e], step, -rows.lse[j][e % 2]));
-        p[i][j][e] = tile_row(i, e, lane) < left ? value : 0.f;
-      }
+      for (int e = 0; e < 4; ++e) p[i][j][e] = exp2_approx(kLog2e * fmaf(p[i][j][e], scale, -lse[j][e % 2]));
+  if (left >= kWarpKeys) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (tile_row(i, e, lane) >= left) p[i][j][e] = 0.f;
 }
 
-// norm and delta from the shares of all warps. A barrier of the block; `sums` must not be written before the next one.
-DIT_DEVICE void exchange_sums(const StepSums& p, const StepSums& dp, float* sums, int warps, QueryRows& rows,
-                              int lane) {
+// The warp's share of rowsum(P) and of rowsum(P dP), of 16 queries each, to its 32 of `sums`.
+DIT_DEVICE void share_sums(const StepSums& p, const StepSums& dp, float* sums, int lane) {
   float share[8] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -134,48 +145,52 @@ DIT_DEVICE void exchange_sums(const StepSums& p, const StepSums& dp, float* sums
         share[2 * j + e % 2] += p[i][j][e];
         share[4 + 2 * j + e % 2] += p[i][j][e] * dp[i][j][e];
       }
-  const float mine = sum_over_groups(share, lane);
   const int g = lane / 4;
-  sums[int(threadIdx.x) / 32 * 32 + g / 4 * 16 + tile_column(g / 2 % 2, g % 2, lane)] = mine;
-  __syncthreads();
-  float total = 0.f;  // lanes 0 to 15: of P of query `lane`, then of P dP
-  for (int w = 0; w < warps; ++w) total += sums[w * 32 + lane];
-  const float other = __shfl_xor_sync(~0u, total, 16), ratio = (lane < 16 ? 1.f : total) / (lane < 16 ? total : other);
+  const float mine = sum_over_groups(share, lane);
+  sums[g / 4 * kStepQueries + tile_column(g / 2 % 2, g % 2, lane)] = mine;
+}
+
+// delta from the shares of all warps, after a barrier.
+DIT_DEVICE void collect_delta(const float* sums, int warps, QueryRow& delta, int lane) {
+  float total = 0.f;  // of P in the lower half of the warp, of P dP in the upper
+#pragma unroll
+  for (int w = 0; w < kMostWarps; ++w)
+    if (w < warps) total += sums[w * 2 * kStepQueries + lane];
+  const float other = __shfl_xor_sync(~0u, total, 16);
+  const float ratio = lane < 16 ? __fdividef(other, total) : __fdividef(total, other);
 #pragma unroll
   for (int j = 0; j < 2; ++j)
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      rows.norm[j][e] = __shfl_sync(~0u, ratio, tile_column(j, e, lane));
-      rows.delta[j][e] = __shfl_sync(~0u, ratio, 16 + tile_column(j, e, lane));
-    }
+    for (int e = 0; e < 2; ++e) delta[j][e] = __shfl_sync(~0u, ratio, tile_column(j, e, lane));
 }
 
-// dv += P^T dout, dk += dS^T q, and dS^T to shared memory.
-template <class T, int kDim>
-DIT_DEVICE void add_step(StepSums& p, StepSums& dp, const QueryRows& rows, const T* q, const T* dout, T* ds,
-                         TileSums<kWarpKeys, kDim>& dk, TileSums<kWarpKeys, kDim>& dv, int lane) {
-  uint32_t a[2][4], b[2][4];
+template <class T>
+DIT_DEVICE void step_as_operand(const StepSums& c, uint32_t (&a)[2][4]) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 2; ++i) sums_as_operand<T>(c[i][0], c[i][1], a[i]);
+}
+
+// dS^T of a step as an operand, and in shared memory for dq.
+template <class T>
+DIT_DEVICE void logit_gradients(const StepSums& p, const StepSums& dp, const QueryRow& delta, uint32_t (&a)[2][4],
+                                T* ds, int lane) {
+  StepSums c;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        p[i][j][e] *= rows.norm[j][e % 2];
-        dp[i][j][e] = p[i][j][e] * (dp[i][j][e] - rows.delta[j][e % 2]);
-      }
-    sums_as_operand<T>(p[i][0], p[i][1], a[i]);
-    sums_as_operand<T>(dp[i][0], dp[i][1], b[i]);
+      for (int e = 0; e < 4; ++e) c[i][j][e] = p[i][j][e] * (dp[i][j][e] - delta[j][e % 2]);
+  step_as_operand<T>(c, a);
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int r = 0; r < 4; ++r)
       *reinterpret_cast<uint32_t*>(ds + tile_row(i, r % 2 * 2, lane) * kHeadPitch + tile_column(r / 2, 0, lane)) =
-          b[i][r];
-  }
-  multiply_rows<T, kDim>(dv, a, dout, lane);
-  multiply_rows<T, kDim>(dk, b, q, lane);
+          a[i][r];
 }
 
-// Where dq of a head goes, and the float32 sums of earlier parts of the keys.
+// Where dq of a head goes, and its float32 sums over the parts of keys there have been.
 template <class T>
 struct QueryGradient {
   HeadRows<T> dq;
@@ -184,8 +199,8 @@ struct QueryGradient {
   float scale;
 };
 
-// dq of 16 queries, columns `column` .. + kColumns: scale * dS k over `keys` keys, after what `first` parts summed. ds
-// and `room` (for the result) are at the first of the queries.
+// scale * dS k of 16 queries, kColumns columns from `column` on; `first`, `last`: which part of the keys this is. ds
+// and `room`, for the result, are at the first of the queries.
 template <int kDim, int kColumns, class T>
 DIT_DEVICE void query_gradient(const QueryGradient<T>& to, const T* ds, const T* k, int keys, int query, int column,
                                bool first, bool last, T* room, int lane) {
@@ -211,23 +226,6 @@ DIT_DEVICE void query_gradient(const QueryGradient<T>& to, const T* ds, const T*
   unstage_rows<kColumns>(room, to.dq, query, to.queries, 16, column, lane);
 }
 
-// Of the step's queries from `query` on; those that do not exist have q = dout = 0, whatever stands here. `delta` is
-// null where the block finds it itself.
-DIT_DEVICE QueryRows load_query_rows(const float* lse, const float* delta, int query, int queries, int lane) {
-  QueryRows rows;
-#pragma unroll
-  for (int j = 0; j < 2; ++j)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int row = query + tile_column(j, e, lane);
-      const bool exists = row < queries;
-      rows.lse[j][e] = exists ? lse[row] * kLog2e : 0.f;
-      rows.delta[j][e] = delta && exists ? delta[row] : 0.f;
-      rows.norm[j][e] = 1.f;
-    }
-  return rows;
-}
-
 template <class T, int kDim>
 __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(AttentionBackward a, KeyParts parts) {
   constexpr int kLeft = (kDim / 8 + 1) / 2 * 8;  // columns of the left half: 32 or 40
@@ -235,18 +233,15 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int64_t item = blockIdx.x, sample = item / a.heads, head = item % a.heads;
   const int queries = int(a.queries), keys = int(a.keys);
-  const bool whole = parts.count == 1;
   const HeadRows<const T> q = head_rows<T>(a.q, sample, head), k = head_rows<T>(a.k, sample, head);
   const HeadRows<const T> v = head_rows<T>(a.v, sample, head);
   const HeadRows<const T> dout = dense_rows(static_cast<const T*>(a.dout), sample, head, queries, a.heads, kDim);
   const QueryGradient<T> dq{head_rows<T>(a.dq, sample, head), a.scratch + item * queries * kDim, queries, a.scale};
-  const float* lse = a.lse + item * queries;
-  const float* delta = whole ? nullptr : a.scratch + (a.batch * a.heads * kDim + item) * queries;
   const int own = warp * kWarpKeys * kHeadPitch;
 
   const auto stage_queries = [&](int first, int buffer) {
-    stage_rows<kDim>(q, first, queries, kBackwardQueries, room.q[buffer]);
-    stage_rows<kDim>(dout, first, queries, kBackwardQueries, room.dout[buffer]);
+    stage_rows<kDim>(q, first, queries, kBackwardQueries, room.q(buffer));
+    stage_rows<kDim>(dout, first, queries, kBackwardQueries, room.dout(buffer));
     cp_async_commit();
   };
   for (int part = 0; part < parts.count; ++part) {
@@ -262,14 +257,25 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
       const int count = min(kBackwardQueries, queries - first);
 #pragma unroll 1
       for (int step = 0; step < count; step += kStepQueries) {
-        if (left <= 0) break;  // never where the warps exchange sums
-        const T *q_step = room.q[buffer] + step * kHeadPitch, *dout_step = room.dout[buffer] + step * kHeadPitch;
-        QueryRows rows = load_query_rows(lse, delta, first + step, queries, lane);
+        if (left <= 0) break;  // only in the last of several parts
+        const T *q_step = room.q(buffer) + step * kHeadPitch, *dout_step = room.dout(buffer) + step * kHeadPitch;
+        QueryRow row_lse, delta;
         StepSums p = {}, dp = {};
+        uint32_t operand[2][4];
+        load_row(a.lse + item * queries, first + step, queries, row_lse, lane);
         multiply_pairs<T, kDim>(p, room.k + own, q_step, dp, room.v + own, dout_step, lane);
-        probabilities(p, rows, a.scale * kLog2e, left, lane);
-        if (whole) exchange_sums(p, dp, room.sums[step / kStepQueries % 2], parts.warps, rows, lane);
-        add_step<T, kDim>(p, dp, rows, q_step, dout_step, room.ds + own + step, dk, dv, lane);
+        probabilities(p, row_lse, a.scale, left, lane);
+        float* sums = room.step_sums(parts, step / kStepQueries % 2);
+        if (parts.count == 1) share_sums(p, dp, sums + warp * room.kSums, lane);
+        else load_row(a.scratch + (a.batch * a.heads * kDim + item) * queries, first + step, queries, delta, lane);
+        step_as_operand<T>(p, operand);
+        multiply_rows<T, kDim>(dv, operand, dout_step, lane);
+        if (parts.count == 1) {
+          __syncthreads();  // `sums` is written again in two steps, after another barrier
+          collect_delta(sums, parts.warps, delta, lane);
+        }
+        logit_gradients(p, dp, delta, operand, room.ds + own + step, lane);
+        multiply_rows<T, kDim>(dk, operand, q_step, lane);
       }
       __syncthreads();
       const int depth = min(parts.keys(), (keys - first_key + kWarpKeys - 1) / kWarpKeys * kWarpKeys);
@@ -278,7 +284,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
         const auto with = [&](auto columns, int column) {
           query_gradient<kDim, decltype(columns)::value>(dq, room.ds + row, room.k, depth, first + row, column,
                                                          part == 0, part + 1 == parts.count,
-                                                         room.q[buffer] + row * kHeadPitch, lane);
+                                                         room.q(buffer) + row * kHeadPitch, lane);
         };
         if (unit % 2 == 0) with(std::integral_constant<int, kLeft>(), 0);
         else with(std::integral_constant<int, kDim - kLeft>(), kLeft);
@@ -297,26 +303,77 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
   }
 }
 
-// delta = rowsum(dout * out), (N, H, Tq) float32.
+// delta (N, H, Tq) float32, where a block has only a part of the keys at once.
 //
-//   grid: as many blocks of 256 threads as there are rows, a row a thread
-constexpr int kDeltaThreads = 256;
+//   grid, block: as in the forward
+template <class T, int kDim>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attention_delta_kernel(AttentionBackward a, int tiles, float* delta) {
+  AttentionRoom<T>& room = *dynamic_smem<AttentionRoom<T>>();
+  const int lane = int(threadIdx.x) % 32, warp_row = int(threadIdx.x) / 32 * 32;
+  const int item = int(blockIdx.x) / tiles, first = int(blockIdx.x) % tiles * kAttentionQueries;
+  const int queries = int(a.queries), keys = int(a.keys);
+  const int64_t sample = item / int(a.heads), head = item % int(a.heads);
+  const HeadRows<const T> k = head_rows<T>(a.k, sample, head), v = head_rows<T>(a.v, sample, head);
+  QueryPart<T, kDim> q, dout;
+  const auto fetch = [&](QueryPart<T, kDim>& part, const HeadRows<const T>& from) {
+    stage_rows<kDim>(from, first, queries, kAttentionQueries, room.q);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    part.load(room.q + warp_row * kHeadPitch, false, lane);
+    __syncthreads();
+  };
+  fetch(q, head_rows<T>(a.q, sample, head));
+  fetch(dout, dense_rows(static_cast<const T*>(a.dout), sample, head, a.queries, a.heads, kDim));
+  const auto stage_keys = [&](int start, int buffer) {
+    stage_rows<kDim>(k, start, keys, kAttentionKeys, room.k[buffer]);
+    stage_rows<kDim>(v, start, keys, kAttentionKeys, room.v[buffer]);
+    cp_async_commit();
+  };
+  stage_keys(0, 0);
 
-template <class T>
-__global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(AttentionBackward a, float* delta) {
-  const int64_t i = int64_t(blockIdx.x) * kDeltaThreads + threadIdx.x, item = i / a.queries, query = i % a.queries;
-  if (item >= a.batch * a.heads) return;
-  const int64_t at = ((item / a.heads * a.queries + query) * a.heads + item % a.heads) * a.dim;
-  const T *dout = static_cast<const T*>(a.dout) + at, *out = static_cast<const T*>(a.out) + at;
-  float sum = 0.f;
-  for (int64_t d = 0; d < a.dim; d += kVec<T>) {
-    float x[kVec<T>], y[kVec<T>];
-    unpack(load_vec(dout + d), x);
-    unpack(load_vec(out + d), y);
+  float lse[2][2], total[2][2] = {}, product[2][2] = {};  // of rows 16 i + g + 8 half, this lane's columns
 #pragma unroll
-    for (int e = 0; e < kVec<T>; ++e) sum += x[e] * y[e];
+  for (int r = 0; r < 4; ++r) {
+    const int row = first + warp_row + tile_row(r / 2, r % 2 * 2, lane);
+    lse[r / 2][r % 2] = row < queries ? a.lse[int64_t(item) * queries + row] : 0.f;
   }
-  delta[i] = sum;
+  for (int start = 0, buffer = 0; start < keys; start += kAttentionKeys, buffer ^= 1) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile has come, and nobody reads the one before it any more
+    if (start + kAttentionKeys < keys) stage_keys(start + kAttentionKeys, buffer ^ 1);
+    if (first + warp_row >= queries) continue;
+    const int count = min(kAttentionKeys, keys - start);
+#pragma unroll 1
+    for (int n = 0; n < count; n += 16) {
+      TileSums<32, 16> p = {}, dp = {};
+      q.times_keys(p, 0, room.k[buffer] + n * kHeadPitch, lane);
+      dout.times_keys(dp, 0, room.v[buffer] + n * kHeadPitch, lane);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float value = exp2_approx(kLog2e * fmaf(p[i][j][e], a.scale, -lse[i][e / 2]));
+            if (n + tile_column(j, e, lane) >= count) continue;
+            total[i][e / 2] += value;
+            product[i][e / 2] += value * dp[i][j][e];
+          }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    float sum = total[r / 2][r % 2], of_product = product[r / 2][r % 2];
+    for (int bit = 1; bit <= 2; bit *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, bit);
+      of_product += __shfl_xor_sync(~0u, of_product, bit);
+    }
+    const int row = first + warp_row + tile_row(r / 2, r % 2 * 2, lane);
+    if (lane % 4 != 0 || row >= queries) continue;
+    delta[int64_t(item) * queries + row] = of_product / sum;
+  }
 }
 
 }  // namespace dit
