@@ -77,6 +77,15 @@ def test_any_number_of_tokens(backend, t):
     check(backend, torch.bfloat16, q=normal(2, t, 3, 1, 72, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tq,tk,dh", [(97, 289, 7), (5, 1155, 8), (49, 577, 72), (3, 2, 300), (250, 250, 64)])
+def test_odd_sizes_and_several_blocks_on_the_cpu(dtype, tq, tk, dh):
+    """Around the blocks of the kernel: 24, 48 and 96 queries, 288 and 1152 keys; the largest logit comes late."""
+    q, k, v = (normal(1, t, 2, dh, seed=i, dtype=dtype) for i, t in enumerate((tq, tk, tk)))
+    k[:, -1] *= 4
+    check("cpu", dtype, q=q, k=k, v=v, scale=-0.5 / dh**0.5)
+
+
 @pytest.mark.parametrize("scale", [0.3, 0.0, -1.0])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_custom_scale(backend, scale):
@@ -185,7 +194,7 @@ def test_a_backward_inside_autocast_is_the_same(backend, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_changes_no_bit(dtype):
     before, results = torch.get_num_threads(), []
-    qkv = normal(2, 130, 3, 3, 72, dtype=dtype)
+    qkv = normal(2, 130, 3, 3, 72, dtype=dtype)  # two items of the forward a head
     try:
         with use_backend("cpu"):
             for threads in (1, 2, 5):
