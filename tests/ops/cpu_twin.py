@@ -54,8 +54,8 @@ def load(isa: str) -> ctypes.CDLL:
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         library.parent.mkdir(exist_ok=True)
-        command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi", f"-DDIT_ISA={isa}"]
-        command += ["-DDIT_EMULATE_PAIRS", *FLAGS[isa], "-I", str(ROOT / "csrc"), "-o", str(library)]
+        command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi"]
+        command += [f"-DDIT_ISA={isa}", "-DDIT_EMULATE_PAIRS", *FLAGS[isa], "-I", str(ROOT / "csrc"), "-o", str(library)]
         subprocess.run([*command, str(ROOT / "csrc" / "cpu_twin" / "twin.cpp")], check=True)
     return ctypes.CDLL(str(library))
 

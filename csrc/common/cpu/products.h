@@ -100,7 +100,8 @@ inline int64_t units(int64_t elements) {
 // A long sum is made of sums of at most so many units, which keeps its rounding error that of a short one.
 constexpr int64_t kTileDepth = 48;
 
-// N vectors of columns, kTileSums / N rows at a time. Not inlined: in the middle of a larger function GCC spills the sums.
+// N vectors of columns, kTileSums / N rows at a time. Not inlined: in the middle of a larger function GCC spills the
+// sums.
 template <class M, int N>
 __attribute__((noinline)) void product_columns(Sums c, Left a, Right b, int64_t rows, int64_t depth, bool add) {
   constexpr int R = kTileSums / N;
