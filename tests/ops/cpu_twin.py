@@ -55,7 +55,7 @@ def load(isa: str) -> ctypes.CDLL:
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         library.parent.mkdir(exist_ok=True)
         command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi"]
-        command += [f"-DDIT_ISA={isa}", "-DDIT_EMULATE_PAIRS", *FLAGS[isa], "-I", str(ROOT / "csrc"), "-o", str(library)]
+        command += [f"-DDIT_ISA={isa}", "-DDIT_EMULATE_PAIRS", *FLAGS[isa], f"-I{ROOT / 'csrc'}", "-o", str(library)]
         subprocess.run([*command, str(ROOT / "csrc" / "cpu_twin" / "twin.cpp")], check=True)
     return ctypes.CDLL(str(library))
 

@@ -55,6 +55,9 @@ def hard(kind, t, dtype, h=2, dh=72):
     qkv = normal(2, t, 3, h, dh, dtype=torch.float64)
     if kind == "logits to 1e4":
         qkv[:, :, :2] *= 50
+    elif kind == "far below 0":  # where a key that is not there would count as a logit of 0
+        qkv[:, :, :2] = qkv[:, :, :2].abs() * 10
+        qkv[:, :, 1] *= -1
     elif kind == "identical rows":
         qkv = qkv[:, :1].expand(-1, t, -1, -1, -1).clone()
     elif kind == "one-hot":  # token i looks at token i alone: its own logit is 1e4 above the others
@@ -65,7 +68,7 @@ def hard(kind, t, dtype, h=2, dh=72):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["logits to 1e4", "identical rows", "one-hot"])
+@pytest.mark.parametrize("kind", ["logits to 1e4", "far below 0", "identical rows", "one-hot"])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_hard_logits(backend, kind, dtype):
     check(backend, dtype, q=hard(kind, 63, dtype))

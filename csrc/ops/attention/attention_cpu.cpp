@@ -9,8 +9,8 @@
 //
 // Backward: a head is packed whole and walked over in blocks of kQueryBlock queries. A block makes its rows of S and dP
 // for all keys, so that P is normalised and delta is summed from what P and dP are in these very bits: neither lse,
-// which is rounded, nor out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in cache as
-// float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
+// which is rounded, nor out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in cache
+// as float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
 //
 // Arithmetic is float32 (Floats), each result rounded once. Processors with products of bf16 pairs (Pairs) use them for
 // bf16: then P and dS are rounded to bf16 too.
