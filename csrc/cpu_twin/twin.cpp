@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests, which compile this file (tests/ops/cpu_twin.py): the CPU's attention as it runs on processors that multiply
-// pairs of bf16, with a twin of that instruction, and the pieces it is made of.
+// For tests, which compile this file (tests/ops/cpu_twin.py): the CPU's attention as it runs on processors that
+// multiply pairs of bf16, with a twin of that instruction, and the pieces it is made of.
 #include "ops/attention/attention_cpu.cpp"
 
 using namespace dit;

@@ -312,6 +312,7 @@ def test_trained_positions_are_not_dropped(tmp_path):
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, to):
     def full(content, file, **options):
         file.write_bytes(b"half")
+        assert not (tmp_path / "out").exists()  # nor would it if this process were killed here
         raise OSError("No space left on device")
 
     save_model(small(), tmp_path / "a.safetensors")

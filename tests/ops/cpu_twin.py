@@ -4,6 +4,7 @@ them, which few machines that run these tests are."""
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,8 +56,10 @@ def load(isa: str) -> ctypes.CDLL:
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         library.parent.mkdir(exist_ok=True)
         command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi"]
-        command += [f"-DDIT_ISA={isa}", "-DDIT_EMULATE_PAIRS", *FLAGS[isa], "-I", str(ROOT / "csrc"), "-o", str(library)]
-        subprocess.run([*command, str(ROOT / "csrc" / "cpu_twin" / "twin.cpp")], check=True)
+        command += [f"-DDIT_ISA={isa}", "-DDIT_EMULATE_PAIRS", *FLAGS[isa], f"-I{ROOT / 'csrc'}"]
+        partial = library.with_suffix(f".{os.getpid()}")  # another process may be compiling or loading it
+        subprocess.run([*command, str(ROOT / "csrc" / "cpu_twin" / "twin.cpp"), "-o", str(partial)], check=True)
+        partial.replace(library)
     return ctypes.CDLL(str(library))
 
 

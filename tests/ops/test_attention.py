@@ -55,6 +55,9 @@ def hard(kind, t, dtype, h=2, dh=72):
     qkv = normal(2, t, 3, h, dh, dtype=torch.float64)
     if kind == "logits to 1e4":
         qkv[:, :, :2] *= 50
+    elif kind == "far below 0":  # where a key that is not there would count as a logit of 0
+        qkv[:, :, :2] = qkv[:, :, :2].abs() * 10
+        qkv[:, :, 1] *= -1
     elif kind == "identical rows":
         qkv = qkv[:, :1].expand(-1, t, -1, -1, -1).clone()
     elif kind == "one-hot":  # token i looks at token i alone: its own logit is 1e4 above the others
@@ -65,7 +68,7 @@ def hard(kind, t, dtype, h=2, dh=72):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["logits to 1e4", "identical rows", "one-hot"])
+@pytest.mark.parametrize("kind", ["logits to 1e4", "far below 0", "identical rows", "one-hot"])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_hard_logits(backend, kind, dtype):
     check(backend, dtype, q=hard(kind, 63, dtype))
@@ -77,6 +80,15 @@ def test_any_number_of_tokens(backend, t):
     """Triton's interpreter is slow and its kernels walk over tokens alike at any width: a narrow one, one head."""
     n, dh = (1, 8) if backend == "triton" else (2, 72)
     check(backend, torch.bfloat16, q=normal(n, t, 3, 1, dh, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tq,tk,dh", [(97, 289, 7), (5, 1155, 8), (49, 577, 72), (3, 2, 300), (250, 250, 64)])
+def test_odd_sizes_and_several_blocks_on_the_cpu(dtype, tq, tk, dh):
+    """Around the blocks of the kernel: 24, 48 and 96 queries, 288 and 1152 keys; the largest logit comes late."""
+    q, k, v = (normal(1, t, 2, dh, seed=i, dtype=dtype) for i, t in enumerate((tq, tk, tk)))
+    k[:, -1] *= 4
+    check("cpu", dtype, q=q, k=k, v=v, scale=-0.5 / dh**0.5)
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.0, -1.0])
@@ -187,7 +199,7 @@ def test_a_backward_inside_autocast_is_the_same(backend, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_changes_no_bit(dtype):
     before, results = torch.get_num_threads(), []
-    qkv = normal(2, 130, 3, 3, 72, dtype=dtype)
+    qkv = normal(2, 130, 3, 3, 72, dtype=dtype)  # two items of the forward a head
     try:
         with use_backend("cpu"):
             for threads in (1, 2, 5):

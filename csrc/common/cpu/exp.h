@@ -5,8 +5,8 @@
 
 namespace dit::DIT_ISA {
 
-// e^(scale * x) for vectors x: to 1.5 units in the last place where there are fused multiply-adds (without, the rounding
-// of scale * x comes on top), for scale * x up to 88; 0 below -87, where e^ nears the denormals; NaN for NaN.
+// e^(scale * x) for vectors x: to 1.5 units in the last place where there are fused multiply-adds (without, the
+// rounding of scale * x comes on top), for scale * x up to 88; 0 below -87, near the denormals; NaN for NaN.
 //
 // scale * x = (n + r) ln 2 with |r| <= 1/2, the factor scale / ln 2 in two parts; 2^r by a polynomial with relative
 // error 2e-8 (minimax, weighted by 2^-r); 2^n is made in the exponent's bits: the last bit of `shifted` is worth 1, and

@@ -97,31 +97,39 @@ inline int64_t units(int64_t elements) {
   return (elements + M::kDepth - 1) / M::kDepth;
 }
 
-// N vectors of columns, kTileSums / N rows at a time. Not inlined: in the middle of a larger function GCC spills the sums.
+// A long sum is made of sums of at most so many units, which keeps its rounding error that of a short one.
+constexpr int64_t kTileDepth = 48;
+
+// N vectors of columns, kTileSums / N rows at a time. Not inlined: in the middle of a larger function GCC spills the
+// sums.
 template <class M, int N>
 __attribute__((noinline)) void product_columns(Sums c, Left a, Right b, int64_t rows, int64_t depth, bool add) {
   constexpr int R = kTileSums / N;
+  const int64_t parts = (depth + kTileDepth - 1) / kTileDepth;
   for (; rows > 0; rows -= R, a.at += R * a.row, c.at += R * c.row) {
-    F sums[R][N] = {};
     const float *left = a.at, *right = b.at;
-    for (int64_t k = 0; k < depth; ++k, left += a.step, right += W) {
-      F column[N];
+    for (int64_t part = 0; part < parts; ++part) {
+      F sums[R][N] = {};
+      for (int64_t k = (part + 1) * depth / parts - part * depth / parts; k > 0; --k, left += a.step, right += W) {
+        F column[N];
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) column[j] = load(right + j * b.panel);
+        for (int j = 0; j < N; ++j) column[j] = load(right + j * b.panel);
 #pragma GCC unroll 24
-      for (int r = 0; r < R; ++r) {
-        const F value = M::spread(left + r * a.row);
+        for (int r = 0; r < R; ++r) {
+          const F value = M::spread(left + r * a.row);
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) sums[r][j] = M::multiply_add(sums[r][j], value, column[j]);
+          for (int j = 0; j < N; ++j) sums[r][j] = M::multiply_add(sums[r][j], value, column[j]);
+        }
       }
+      const bool onto = add || part > 0;
+#pragma GCC unroll 24
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          float* to = c.at + r * c.row + j * W;
+          store(to, onto ? load(to) + sums[r][j] : sums[r][j]);
+        }
     }
-#pragma GCC unroll 24
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) {
-        float* to = c.at + r * c.row + j * W;
-        store(to, add ? load(to) + sums[r][j] : sums[r][j]);
-      }
   }
 }
 

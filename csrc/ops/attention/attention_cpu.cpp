@@ -3,14 +3,14 @@
 //   dv = P^T dout,   dP = dout v^T,   dS = P * (dP - delta),   delta = rowsum(P * dP)
 //   dq = scale * dS k,   dk = scale * dS^T q
 //
-// Forward: kRowBlock queries meet kKeyBlock keys at a time: their logits, 27 KB, stay in the first cache, become P there
-// and are multiplied by v. The sums so far shrink whenever a larger logit comes. Keys and values are packed (products.h)
-// kPackedKeys at a time, once for consecutive items of a head if all of its keys are that few.
+// Forward: kRowBlock queries meet kKeyBlock keys at a time: their logits, 27 KB, stay in the first cache, become P
+// there and are multiplied by v. The sums so far shrink whenever a larger logit comes. Keys and values are packed
+// (products.h) kPackedKeys at a time, once for consecutive items of a head if all of its keys are that few.
 //
 // Backward: a head is packed whole and walked over in blocks of kQueryBlock queries. A block makes its rows of S and dP
-// for all keys, so that P is normalised and delta is summed from what P and dP are in these very bits: neither lse, which
-// is rounded, nor out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in cache as
-// float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
+// for all keys, so that P is normalised and delta is summed from what P and dP are in these very bits: neither lse,
+// which is rounded, nor out enters. P and dS replace them in place; then dq is finished and dk, dv, which stay in cache
+// as float32, are added to. Memory is linear in the number of keys: 5 * Dh + 2 * kQueryBlock floats each.
 //
 // Arithmetic is float32 (Floats), each result rounded once. Processors with products of bf16 pairs (Pairs) use them for
 // bf16: then P and dS are rounded to bf16 too.
@@ -150,7 +150,8 @@ void forward_block(const AttentionForward& a, ForwardRoom<M>& room, int64_t firs
   for (int64_t r = 0; r < count; ++r)
     total[r] = total[r] * shrink[r] + row_powers<M>(room.logits + r * room.stride, keys, a.scale, top[r]);
   for (int64_t r = 0; r < count && !fresh; ++r)
-    for (int64_t j = r * room.width; j < (r + 1) * room.width; j += W) store(sums + j, load(sums + j) * splat(shrink[r]));
+    for (int64_t j = r * room.width; j < (r + 1) * room.width; j += W)
+      store(sums + j, load(sums + j) * splat(shrink[r]));
   product<M>({sums, room.width}, {room.logits, room.stride, 1}, v, count, vector_count(a.dim), units<M>(keys), !fresh);
 }
 
@@ -203,8 +204,8 @@ struct BackwardRoom {
         }) {}
 };
 
-// Powers replace the products q k of one row, from key `first` on; adds to their sum, and to that of their products with
-// dP.
+// Powers replace the products q k of one row, from key `first` on; adds to their sum, and to that of their products
+// with dP.
 template <class M>
 void row_probabilities(BackwardRoom<M>& room, int64_t r, int64_t first, int64_t keys, float scale) {
   float *p = room.p + r * room.stride + first, *dp = room.ds + r * room.stride + first;
