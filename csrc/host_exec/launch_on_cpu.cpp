@@ -7,6 +7,7 @@ namespace host_exec {
 namespace {
 
 thread_local std::string message = "no launch has failed";
+thread_local int threads_of_last = 0;
 std::mutex one_launch;  // shared memory is static
 
 size_t max_dynamic_bytes(int compute_capability) {
@@ -31,6 +32,7 @@ void check_launch(dim3 grid, dim3 block, size_t dynamic_bytes) {
 void run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& body) {
   const std::lock_guard<std::mutex> lock(one_launch);
   check_launch(grid, block, dynamic_bytes);
+  threads_of_last = int(block.x * block.y * block.z);
   Block b(grid, block, dynamic_bytes);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
@@ -50,6 +52,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& body
 }
 
 const char* last_message() { return message.c_str(); }
+
+int last_block() { return threads_of_last; }
 
 const char* sanitizer() {
 #if defined(__SANITIZE_ADDRESS__)

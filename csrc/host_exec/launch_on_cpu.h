@@ -39,5 +39,6 @@ DIT_DEVICE T* dynamic_smem() {
 }
 
 inline int compute_capability() { return host_exec::settings.compute_capability; }
+inline int multiprocessors() { return host_exec::settings.multiprocessors; }
 
 }  // namespace dit

@@ -103,6 +103,8 @@ PYBIND11_MODULE(_host_exec, m) {
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 0);
   m.def("order", &order);
   m.def("set_compute_capability", [](int value) { settings.compute_capability = value; });
+  m.def("last_block", &last_block);
+  m.def("set_multiprocessors", [](int value) { settings.multiprocessors = value; });
   m.def("sanitizer", &sanitizer);
   m.def("bugs", &bugs);
   m.def("row_sums", &row_sums, py::arg("x"), py::arg("bug") = "none");

@@ -159,60 +159,143 @@ __global__ void tma_kernel(const __grid_constant__ TensorMap map, TmaOut* out, i
 template <int row, int column>
 cudaError_t tma_probe(const void* in, void* out, cudaStream_t stream) {
   TensorMap map;
-  const cudaError_t error =
-      make_tensor_map<__half>(&map, in, kTmaRows, kTmaColumns, kTmaColumns * sizeof(uint16_t), kTmaBoxRows);
+  const cudaError_t error = make_tensor_map<__half>(&map, in, {kTmaColumns, kTmaRows}, {2 * kTmaColumns},
+                                                    {kSwizzleRowElements, kTmaBoxRows});
   if (error != cudaSuccess) return error;
   return launch(tma_kernel, dim3(1), dim3(32), sizeof(TmaOut) + sizeof(uint64_t), stream, map,
                 static_cast<TmaOut*>(out), row, column);
 }
 
-// ---- wgmma: the third 16 columns of two matrices of 64 rows and 64 columns
+// ---- TMA from heads: of (2 samples, 20 tokens, 3 heads, 72), heads a token apart and tokens a sample apart or not, the
+// box of 16 tokens of one head, its first 64 columns (or 8 from `column` on, plain)
 
-constexpr int kWgmmaSize = 64;
-struct WgmmaIn {
-  uint16_t a[kWgmmaSize][kWgmmaSize], b[kWgmmaSize][kWgmmaSize];
-  float d[128][kWgmmaSize / 2];
-};
-struct WgmmaOut {
-  float d[128][kWgmmaSize / 2];
+constexpr int kTmaHeads = 3, kTmaSamples = 2;
+struct TmaHeadsIn {
+  uint16_t heads[kTmaSamples][kTmaRows][kTmaHeads][kTmaColumns];
 };
 
-template <class T, bool accumulate>
-__global__ void wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                             const WgmmaIn* in, WgmmaOut* out) {
-  constexpr int kTileBytes = kWgmmaSize * 128, kStepBytes = 16 * sizeof(T);
-  auto* a = dynamic_smem<unsigned char>();
-  auto* b = a + kTileBytes;
-  auto* barrier = reinterpret_cast<uint64_t*>(b + kTileBytes);
+template <int box_columns>
+__global__ void tma_heads_kernel(const __grid_constant__ TensorMap map, uint4* out, int column, int token) {
+  constexpr int kUnits = kTmaBoxRows * box_columns / 8;
+  auto* tile = dynamic_smem<uint4>();
+  auto* barrier = reinterpret_cast<uint64_t*>(tile + kUnits);
   if (threadIdx.x == 0) {
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
-    mbarrier_arrive_expect_tx(barrier, 2 * kTileBytes);
-    tma_load(a, &a_map, barrier, 0, 0);
-    tma_load(b, &b_map, barrier, 0, 0);
+    mbarrier_arrive_expect_tx(barrier, kUnits * sizeof(uint4));
+    tma_load(tile, &map, barrier, column, 2, token, 1);
   }
   __syncthreads();
   mbarrier_wait(barrier, 0);
-  float d[kWgmmaSize / 2];
-  for (int i = 0; i < kWgmmaSize / 2; ++i) d[i] = in->d[threadIdx.x][i];
-  wgmma_fence();
-  wgmma_m64k16<T, kWgmmaSize>(d, wgmma_descriptor(a + 2 * kStepBytes), wgmma_descriptor(b + 2 * kStepBytes),
-                              accumulate);
-  wgmma_commit();
-  wgmma_wait<0>();
-  for (int i = 0; i < kWgmmaSize / 2; ++i) out->d[threadIdx.x][i] = d[i];
+  for (int i = threadIdx.x; i < kUnits; i += 32) out[i] = tile[i];
 }
 
-template <class T, bool accumulate>
-cudaError_t wgmma_probe(const void* in, void* out, cudaStream_t stream) {
-  const auto* input = static_cast<const WgmmaIn*>(in);
-  TensorMap a_map, b_map;
-  constexpr int kRowBytes = kWgmmaSize * sizeof(T);
-  cudaError_t error = make_tensor_map<T>(&a_map, input->a, kWgmmaSize, kWgmmaSize, kRowBytes, kWgmmaSize);
-  if (error == cudaSuccess) error = make_tensor_map<T>(&b_map, input->b, kWgmmaSize, kWgmmaSize, kRowBytes, kWgmmaSize);
+template <int box_columns, int column, int token>
+cudaError_t tma_heads_probe(const void* in, void* out, cudaStream_t stream) {
+  TensorMap map;
+  constexpr int64_t kHead = 2 * kTmaColumns, kToken = kHead * kTmaHeads;
+  const cudaError_t error =
+      make_tensor_map<__half>(&map, in, {kTmaColumns, kTmaHeads, kTmaRows, kTmaSamples},
+                              {kHead, kToken, kToken * kTmaRows}, {box_columns, 1, kTmaBoxRows, 1});
   if (error != cudaSuccess) return error;
-  return launch(wgmma_kernel<T, accumulate>, dim3(1), dim3(128), 2 * kRowBytes * kWgmmaSize + sizeof(uint64_t), stream,
-                a_map, b_map, input, static_cast<WgmmaOut*>(out));
+  return launch(tma_heads_kernel<box_columns>, dim3(1), dim3(32), kTmaBoxRows * box_columns * 2 + sizeof(uint64_t),
+                stream, map, static_cast<uint4*>(out), column, token);
+}
+
+// ---- wgmma: 16 of the 64 rows or columns along k of two matrices, both 64 x 64 or b 8 wide
+
+constexpr int kWgmmaSize = 64;
+// How the operands lie. m, n: transposed, rows along m or n. plain: without swizzle, 8 columns side by side.
+// written: b is stored by the threads, not loaded by TMA.
+enum class Operands { k_k, k_n, m_n, registers_k, registers_n, registers_n_plain, registers_n_written, k_k_plain };
+
+template <int N>
+struct WgmmaIn {
+  uint16_t a[kWgmmaSize][kWgmmaSize], b[kWgmmaSize][N];
+  float d[128][N / 2];
+  uint32_t a_registers[128][4];
+};
+template <int N>
+struct WgmmaOut {
+  float d[128][N / 2];
+};
+
+template <class T, Operands operands, int N>
+DIT_DEVICE void wgmma_once(float (&d)[N / 2], const unsigned char* a, const unsigned char* b,
+                           const uint32_t (&registers)[4], bool accumulate) {
+  constexpr int kColumns = 2 * 32, kRows = 2 * 16 * 128, kPlainRows = 2 * 16 * 16, kPlainTile = kWgmmaSize * 16;
+  if constexpr (operands == Operands::k_k)
+    wgmma_m64k16<T, N>(d, wgmma_descriptor(a + kColumns), wgmma_descriptor(b + kColumns), accumulate);
+  if constexpr (operands == Operands::k_n)
+    wgmma_m64k16<T, N, false, true>(d, wgmma_descriptor(a + kColumns), wgmma_descriptor(b + kRows), accumulate);
+  if constexpr (operands == Operands::m_n)
+    wgmma_m64k16<T, N, true, true>(d, wgmma_descriptor(a + kRows), wgmma_descriptor(b + kRows), accumulate);
+  if constexpr (operands == Operands::registers_k)
+    wgmma_m64k16_registers<T, N>(d, registers, wgmma_descriptor(b + kColumns), accumulate);
+  if constexpr (operands == Operands::registers_n || operands == Operands::registers_n_written)
+    wgmma_m64k16_registers<T, N, true>(d, registers, wgmma_descriptor(b + kRows), accumulate);
+  if constexpr (operands == Operands::registers_n_plain)
+    wgmma_m64k16_registers<T, N, true>(d, registers, wgmma_descriptor_plain(b + kPlainRows, 128, 128), accumulate);
+  if constexpr (operands == Operands::k_k_plain)  // columns 32 to 39 and, as the other eight, 48 to 55
+    wgmma_m64k16<T, N>(d, wgmma_descriptor_plain(a + 4 * kPlainTile, 2 * kPlainTile, 128),
+                       wgmma_descriptor_plain(b + 4 * kPlainTile, 2 * kPlainTile, 128), accumulate);
+}
+
+template <class T, Operands operands, bool accumulate, int N>
+__global__ void wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
+                             const WgmmaIn<N>* in, WgmmaOut<N>* out) {
+  constexpr bool kPlain = operands == Operands::k_k_plain;
+  constexpr int kATileBytes = kWgmmaSize * 128, kBTileBytes = kWgmmaSize * N * 2;
+  auto* a = dynamic_smem<unsigned char>();
+  auto* b = a + kATileBytes;
+  auto* barrier = reinterpret_cast<uint64_t*>(b + kBTileBytes);
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect_tx(barrier, kATileBytes + kBTileBytes);  // what is `written` later is loaded too
+    for (int c = 0; c < (kPlain ? 8 : 1); ++c) {
+      tma_load(a + c * kWgmmaSize * 16, &a_map, barrier, 0, 8 * c);
+      tma_load(b + c * kWgmmaSize * 16, &b_map, barrier, 0, 8 * c);
+    }
+  }
+  __syncthreads();
+  mbarrier_wait(barrier, 0);
+  if constexpr (operands == Operands::registers_n_written) {
+    for (int i = threadIdx.x; i < kWgmmaSize * N; i += 128) {
+      const int row = i / N, column = i % N;
+      memcpy(b + row * 128 + ((column / 8 ^ row % 8) * 16 + column % 8 * 2), &in->b[row][column], 2);
+    }
+    fence_proxy_async();
+    __syncthreads();
+  }
+  float d[N / 2];
+  uint32_t registers[4];
+  for (int i = 0; i < N / 2; ++i) d[i] = in->d[threadIdx.x][i];
+  for (int i = 0; i < 4; ++i) registers[i] = in->a_registers[threadIdx.x][i];
+  wgmma_pin(d);
+  wgmma_pin(registers);
+  wgmma_fence();
+  wgmma_once<T, operands, N>(d, a, b, registers, accumulate);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_pin(d);
+  wgmma_pin(registers);
+  for (int i = 0; i < N / 2; ++i) out->d[threadIdx.x][i] = d[i];
+}
+
+template <class T, Operands operands, bool accumulate, int N>
+cudaError_t wgmma_probe(const void* in, void* out, cudaStream_t stream) {
+  const auto* input = static_cast<const WgmmaIn<N>*>(in);
+  TensorMap a_map, b_map;
+  constexpr int kColumns = operands == Operands::k_k_plain ? kPlainRowElements : kSwizzleRowElements;
+  cudaError_t error = make_tensor_map<T>(&a_map, input->a, {kWgmmaSize, kWgmmaSize}, {2 * kWgmmaSize},
+                                         {kColumns, kWgmmaSize});
+  if (error == cudaSuccess)
+    error = make_tensor_map<T>(&b_map, input->b, {N, kWgmmaSize}, {2 * N}, {N == 8 ? 8 : kColumns, kWgmmaSize});
+  if (error != cudaSuccess) return error;
+  return launch(wgmma_kernel<T, operands, accumulate, N>, dim3(1), dim3(128),
+                2 * kWgmmaSize * (kWgmmaSize + N) + sizeof(uint64_t), stream, a_map, b_map, input,
+                static_cast<WgmmaOut<N>*>(out));
 }
 
 // ---- the table
@@ -241,6 +324,11 @@ constexpr Entry ldmatrix(const char* name) {
           one_block<ldmatrix_kernel<Matrices, transposed>, const LdmatrixIn*, uint32_t(*)[Matrices], 32>};
 }
 
+template <class T, Operands operands, bool accumulate = true, int N = kWgmmaSize>
+constexpr Entry wgmma(const char* name) {
+  return {name, sizeof(WgmmaIn<N>), sizeof(WgmmaOut<N>), wgmma_probe<T, operands, accumulate, N>};
+}
+
 const Entry kProbes[] = {
     lanes<MmaK16<__nv_bfloat16>>("mma_m16n8k16_bf16"),
     lanes<MmaK16<__half>>("mma_m16n8k16_f16"),
@@ -261,9 +349,21 @@ const Entry kProbes[] = {
     {"tma_load_inside", sizeof(TmaIn), sizeof(TmaOut), tma_probe<2, 8>},
     {"tma_load_past_the_end", sizeof(TmaIn), sizeof(TmaOut), tma_probe<8, 32>},
     {"tma_load_before_the_start", sizeof(TmaIn), sizeof(TmaOut), tma_probe<-3, -5>},
-    {"wgmma_m64n64k16_bf16", sizeof(WgmmaIn), sizeof(WgmmaOut), wgmma_probe<__nv_bfloat16, true>},
-    {"wgmma_m64n64k16_f16", sizeof(WgmmaIn), sizeof(WgmmaOut), wgmma_probe<__half, true>},
-    {"wgmma_m64n64k16_bf16_overwrite", sizeof(WgmmaIn), sizeof(WgmmaOut), wgmma_probe<__nv_bfloat16, false>},
+    {"tma_load_head", sizeof(TmaHeadsIn), kTmaBoxRows * 128, tma_heads_probe<64, 0, 8>},
+    {"tma_load_head_tail", sizeof(TmaHeadsIn), kTmaBoxRows * 16, tma_heads_probe<8, 64, 8>},
+    {"tma_load_head_past_the_end", sizeof(TmaHeadsIn), kTmaBoxRows * 16, tma_heads_probe<8, 72, 0>},
+    wgmma<__nv_bfloat16, Operands::k_k>("wgmma_m64n64k16_bf16"),
+    wgmma<__half, Operands::k_k>("wgmma_m64n64k16_f16"),
+    wgmma<__nv_bfloat16, Operands::k_k, false>("wgmma_m64n64k16_bf16_overwrite"),
+    wgmma<__half, Operands::k_n>("wgmma_m64n64k16_f16_b_transposed"),
+    wgmma<__nv_bfloat16, Operands::m_n>("wgmma_m64n64k16_bf16_both_transposed"),
+    wgmma<__half, Operands::m_n>("wgmma_m64n64k16_f16_both_transposed"),
+    wgmma<__nv_bfloat16, Operands::k_k_plain>("wgmma_m64n64k16_bf16_plain"),
+    wgmma<__nv_bfloat16, Operands::registers_k>("wgmma_m64k16_registers_n64_bf16"),
+    wgmma<__half, Operands::registers_n>("wgmma_m64k16_registers_n64_f16_b_transposed"),
+    wgmma<__nv_bfloat16, Operands::registers_n_written>("fence_proxy_async"),
+    wgmma<__nv_bfloat16, Operands::registers_n_plain, true, 8>("wgmma_m64k16_registers_n8_bf16_b_transposed_plain"),
+    wgmma<__half, Operands::registers_n_plain, true, 8>("wgmma_m64k16_registers_n8_f16_b_transposed_plain"),
 };
 constexpr int kProbeCount = sizeof(kProbes) / sizeof(kProbes[0]);
 

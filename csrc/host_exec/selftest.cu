@@ -165,8 +165,8 @@ std::vector<float> gemm(Bug bug, const float* a, const float* b, int64_t m, int6
   const auto a16 = rounded(a, m * k), b16 = rounded(b, n * k);
   std::vector<float> c(size_t(m * n), NAN);
   dit::TensorMap a_map, b_map;
-  check(dit::make_tensor_map<__nv_bfloat16>(&a_map, a16.data(), m, k, 2 * k, kTile));
-  check(dit::make_tensor_map<__nv_bfloat16>(&b_map, b16.data(), n, k, 2 * k, kTile));
+  check(dit::make_tensor_map<__nv_bfloat16>(&a_map, a16.data(), {k, m}, {2 * k}, {kTile, kTile}));
+  check(dit::make_tensor_map<__nv_bfloat16>(&b_map, b16.data(), {k, n}, {2 * k}, {kTile, kTile}));
   const dim3 grid(unsigned((m + kTile - 1) / kTile), unsigned((n + kTile - 1) / kTile));
   const size_t bytes = 2 * kStages * (kTileBytes + sizeof(uint64_t));
   with_bug(bug, [&](auto the) {

@@ -11,6 +11,7 @@ enum class Order { ascending, descending, random };
 struct Settings {
   Order order = Order::ascending;
   uint64_t seed = 0;            // of the random order
+  int multiprocessors = 132;    // what dit::multiprocessors() answers
   int compute_capability = 80;  // what dit::compute_capability() answers, and whose shared memory limit holds
 };
 
@@ -21,5 +22,8 @@ const char* sanitizer();
 
 // Of the last launch that failed on the calling thread.
 const char* last_message();
+
+// Threads of a block of the last launch on the calling thread: which of two kernels it was.
+int last_block();
 
 }  // namespace host_exec

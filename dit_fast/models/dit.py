@@ -6,7 +6,8 @@ N batch, C channels, H W image, p patch, h w grid of patches, T = h*w tokens, D 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from dit_fast import nn as dnn
 from dit_fast import ops
 from dit_fast.diffusion import guide
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONDITIONING: dict[str, type[dnn.Block]] = {
     "adaln_zero": dnn.AdaLNZeroBlock,
@@ -89,7 +93,7 @@ class DiT(nn.Module):
         self.x_embedder = dnn.PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = dnn.TimestepEmbedder(hidden_size)
         self.y_embedder = dnn.LabelEmbedder(num_classes, hidden_size, class_dropout_prob) if num_classes else None
-        pos = dnn.sincos_2d(*self.grid, hidden_size).float()
+        pos = dnn.sincos_2d(*self.grid, hidden_size).float().to(torch.get_default_dtype())  # as all other weights
         self.pos_embed = nn.Parameter(pos[None], requires_grad=False)  # (1, T, D), fixed
         design = CONDITIONING[conditioning]
         self.blocks = nn.ModuleList(design(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
@@ -176,14 +180,44 @@ class DiT(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(T, D) position embeddings of an h x w grid."""
-        if grid == self.grid:
-            return self.pos_embed[0]
-        pos = dnn.sincos_2d(*grid, self.pos_embed.shape[-1], device=self.pos_embed.device)
-        return pos.to(self.pos_embed.dtype)
+        return dnn.grid_positions(self.pos_embed[0], self.grid, grid)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """In training, recompute each block in the backward pass instead of keeping its activations."""
         self.gradient_checkpointing = enabled
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json` to `folder`, each whole or not at all."""
+        from .checkpoint import save_folder
+
+        save_folder(self.state_dict(), self.config, folder)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", **download: Any) -> "Self":
+        """A saved model in evaluation mode, in the dtypes it was saved in.
+
+        Args:
+            path: a folder of `save_pretrained`, a file of `save_model`, or `owner/name` on the Hugging Face Hub
+                (needs huggingface_hub). A path that exists is read without a question to the network.
+            download: huggingface_hub's `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            FileNotFoundError: no such path, and not the name of a repository either.
+            ValueError: not a checkpoint of this package. Those of the public release and of diffusers:
+                `dit-fast convert`, or `dit_fast.integrations.checkpoints.load`.
+        """
+        from .hub import from_pretrained
+
+        return from_pretrained(cls, path, device, **download)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to `owner/name`; options as huggingface_hub's `push_to_hub` has them.
+
+        Returns the address of the commit. Needs huggingface_hub.
+        """
+        from .hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     def _run(self, block: nn.Module, *arguments: object) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -217,13 +251,13 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-_SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
+SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
 
 DiT_models: dict[str, Callable[..., DiT]] = {
     f"DiT-{size}/{patch}": partial(
         DiT, depth=depth, hidden_size=width, patch_size=patch, num_heads=heads
     )
-    for size, (depth, width, heads) in _SIZES.items()
+    for size, (depth, width, heads) in SIZES.items()
     for patch in (2, 4, 8)
 }
 """The paper's 12 models (table 1), by name: `DiT_models["DiT-XL/2"](input_size=32)`."""

@@ -11,7 +11,7 @@ from .blocks import (
     InContextBlock,
     Modulation,
 )
-from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_features
+from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, timestep_features
 from .layers import Attention, CrossAttention, Mlp
 from .rope import rope_2d
 
@@ -30,6 +30,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "TimestepEmbedder",
+    "grid_positions",
     "rope_2d",
     "sincos_2d",
     "timestep_features",

@@ -26,11 +26,12 @@ from .layers import Attention, CrossAttention, Mlp
 
 
 class Modulation(NamedTuple):
-    """Of one branch, each (N, D); rows may be strided or expanded views."""
+    """Of one branch, each (N, D); rows may be strided or expanded views. `eps` is the branch's norm's."""
 
     shift: Tensor
     scale: Tensor
     gate: Tensor
+    eps: float = 1e-6
 
 
 class Affine(nn.Module):
@@ -86,20 +87,24 @@ class Block(nn.Module):
             y = branch(h)  # (N, T, D)
             if next_ is None:
                 return ops.gated_residual(x, y, own.gate), None
-            x, h = ops.gated_residual_adaln(x, y, own.gate, next_.shift, next_.scale)
+            x, h = ops.gated_residual_adaln(x, y, own.gate, next_.shift, next_.scale, next_.eps)
         return x, h
 
 
 class AdaLNZeroBlock(Block):
-    """Shift, scale and gate of both branches regressed from c; the block starts as the identity."""
+    """Shift, scale and gate of both branches regressed from c; the block starts as the identity.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    `norm2_eps` is the second norm's eps; diffusers' DiT has 1e-5.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, norm2_eps: float = 1e-6) -> None:
         super().__init__(dim, num_heads, mlp_ratio)
+        self.norm2_eps = norm2_eps
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def modulation(self, c: Tensor) -> list[Modulation]:
         m = self.adaLN_modulation(c).chunk(6, dim=1)  # views of one (N, 6D)
-        return [Modulation(*m[:3]), Modulation(*m[3:])]
+        return [Modulation(*m[:3]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
 
 
 class AdaLNBlock(Block):

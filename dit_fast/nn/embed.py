@@ -45,26 +45,57 @@ def sincos_2d(h: int, w: int, dim: int, device: torch.device | None = None) -> T
     return torch.cat([sincos_1d(column, dim // 2), sincos_1d(row, dim // 2)], dim=1)
 
 
-def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
-    """(N,) timesteps, fractional ones too -> (N, dim) float32, [cos | sin] (DDPM's sinusoidal embedding)."""
+@torch.library.custom_op("dit_fast::positions", mutates_args=())
+def _positions(pos: Tensor, own_h: int, own_w: int, h: int, w: int) -> Tensor:
+    if (h, w) == (own_h, own_w):
+        return pos.clone()
+    return sincos_2d(h, w, pos.shape[-1], device=pos.device).to(pos.dtype)
+
+
+@_positions.register_fake
+def _(pos: Tensor, own_h: int, own_w: int, h: int, w: int) -> Tensor:
+    return pos.new_empty(h * w, pos.shape[-1])
+
+
+def grid_positions(pos: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """(T, D) positions of an h x w grid in pos's dtype: `pos` itself where that is its own grid, else computed.
+
+    While a graph is traced the choice is an operator's, made as it runs: one graph then serves every size. That
+    operator has no gradient.
+    """
+    if torch.compiler.is_compiling():
+        return _positions(pos, *own, *grid)
+    return pos if grid == own else sincos_2d(*grid, pos.shape[-1], device=pos.device).to(pos.dtype)
+
+
+def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0, downscale: int = 0) -> Tensor:
+    """(N,) timesteps, fractional ones too -> (N, dim) float32, [cos | sin] (DDPM's sinusoidal embedding).
+
+    The frequencies are max_period ** (-i / (dim / 2 - downscale)).
+    """
     half = dim // 2
-    omega = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) * -math.log(max_period)
+    omega = torch.exp(exponent / (half - downscale))
     angle = t[:, None].float() * omega[None, :]
     features = torch.cat([angle.cos(), angle.sin()], dim=1)
     return nn.functional.pad(features, (0, dim - 2 * half))
 
 
 class TimestepEmbedder(nn.Module):
-    """(N,) timesteps -> (N, D): 256 sinusoidal features, Linear, SiLU, Linear (DiT, section 3.2)."""
+    """(N,) timesteps -> (N, D): 256 sinusoidal features, Linear, SiLU, Linear (DiT, section 3.2).
 
-    def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
+    `downscale` is `timestep_features`'s; diffusers' DiT has 1.
+    """
+
+    def __init__(self, hidden_size: int, frequencies: int = 256, downscale: int = 0) -> None:
         super().__init__()
         self.frequencies = frequencies
+        self.downscale = downscale
         linears = nn.Linear(frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
         self.mlp = nn.Sequential(linears[0], nn.SiLU(), linears[1])
 
     def forward(self, t: Tensor) -> Tensor:
-        features = timestep_features(t, self.frequencies)  # float32
+        features = timestep_features(t, self.frequencies, downscale=self.downscale)  # float32
         return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 

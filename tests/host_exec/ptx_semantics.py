@@ -211,30 +211,62 @@ def tma_load(row: int, column: int) -> Probe:
     return Probe(make, expect, np.dtype("u2"), (90, None))
 
 
+def tma_load_head(columns: int, column: int, token: int) -> Probe:
+    """Of (sample, token, head, column): a box of 16 tokens of head 2 of sample 1, zero outside."""
+    samples, tokens, heads, width, box_tokens = 2, 20, 3, 72, 16
+
+    def make(rng, exact):
+        return rng.integers(1, 1 << 16, (samples, tokens, heads, width)).astype(np.uint16)
+
+    def expect(x):
+        box = np.zeros((box_tokens, columns), np.uint16)
+        inside = x[1, token : token + box_tokens, 2, column : column + columns]
+        box[: inside.shape[0], : inside.shape[1]] = inside
+        return swizzled(box) if columns == 64 else box, 0
+
+    return Probe(make, expect, np.dtype("u2"), (90, None))
+
+
 # ---- wgmma
 
 
-def wgmma(dtype: str, accumulate: bool) -> Probe:
+def wgmma(dtype: str, accumulate: bool = True, a_is: str = "k", b_is: str = "k", n: int = 64) -> Probe:
+    """a_is: "k" (rows of 64 along k), "m" (transposed) or "registers"; b_is: "k" or "n" (transposed); or both
+    "plain"."""
     size = 64
-    fields = np.dtype([("a", "u2", (size, size)), ("b", "u2", (size, size)), ("d", "f4", (128, size // 2))])
+    fields = np.dtype(
+        [("a", "u2", (size, size)), ("b", "u2", (size, n)), ("d", "f4", (128, n // 2)), ("registers", "u2", (128, 8))]
+    )
 
     def place(thread: int):
         warp, lane = thread // 32, thread % 32
-        i = np.arange(size // 2)
+        i = np.arange(n // 2)
         return 16 * warp + (lane >> 2) + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (lane % 4) + i % 2
+
+    def place_in_a(thread: int):
+        """Of the eight elements of a that a thread has in registers, low to high."""
+        warp, lane = thread // 32, thread % 32
+        i = np.arange(8)
+        return 16 * warp + (lane >> 2) + 8 * (i // 2 % 2), 2 * (lane % 4) + i % 2 + 8 * (i // 4)
 
     def make(rng, exact):
         out = np.zeros((), fields)
         out["a"] = BITS[dtype](numbers(rng, (size, size), exact))
-        out["b"] = BITS[dtype](numbers(rng, (size, size), exact))
-        out["d"] = numbers(rng, (128, size // 2), exact)
+        out["b"] = BITS[dtype](numbers(rng, (size, n), exact))
+        out["d"] = numbers(rng, (128, n // 2), exact)
+        out["registers"] = BITS[dtype](numbers(rng, (128, 8), exact))
         return out
 
     def expect(x):
-        a, b = VALUES[dtype](x["a"])[:, 32:48], VALUES[dtype](x["b"])[:, 32:48].T
-        c = np.zeros((size, size))
-        for thread in range(128 if accumulate else 0):
-            c[place(thread)] = x["d"][thread]
+        depth = np.r_[32:40, 48:56] if a_is == "plain" else np.r_[32:48]
+        a = VALUES[dtype](x["a"].T if a_is == "m" else x["a"])[:, depth]
+        b = VALUES[dtype](x["b"])[depth] if b_is == "n" else VALUES[dtype](x["b"])[:, depth].T
+        c = np.zeros((size, n))
+        for thread in range(128):
+            if a_is == "registers":
+                a[place_in_a(thread)] = VALUES[dtype](x["registers"][thread])
+            if accumulate:
+                c[place(thread)] = x["d"][thread]
         d, allowed = c + a @ b, sum_error(c, a, b)
         return np.array([d[place(t)] for t in range(128)]), np.array([allowed[place(t)] for t in range(128)])
 
@@ -260,7 +292,19 @@ PROBES = {
     "tma_load_inside": tma_load(2, 8),
     "tma_load_past_the_end": tma_load(8, 32),
     "tma_load_before_the_start": tma_load(-3, -5),
-    "wgmma_m64n64k16_bf16": wgmma("bf16", True),
-    "wgmma_m64n64k16_f16": wgmma("f16", True),
-    "wgmma_m64n64k16_bf16_overwrite": wgmma("bf16", False),
+    "tma_load_head": tma_load_head(64, 0, 8),
+    "tma_load_head_tail": tma_load_head(8, 64, 8),
+    "tma_load_head_past_the_end": tma_load_head(8, 72, 0),
+    "wgmma_m64n64k16_bf16": wgmma("bf16"),
+    "wgmma_m64n64k16_f16": wgmma("f16"),
+    "wgmma_m64n64k16_bf16_overwrite": wgmma("bf16", accumulate=False),
+    "wgmma_m64n64k16_f16_b_transposed": wgmma("f16", b_is="n"),
+    "wgmma_m64n64k16_bf16_both_transposed": wgmma("bf16", a_is="m", b_is="n"),
+    "wgmma_m64n64k16_f16_both_transposed": wgmma("f16", a_is="m", b_is="n"),
+    "wgmma_m64n64k16_bf16_plain": wgmma("bf16", a_is="plain", b_is="plain"),
+    "wgmma_m64k16_registers_n64_bf16": wgmma("bf16", a_is="registers"),
+    "wgmma_m64k16_registers_n64_f16_b_transposed": wgmma("f16", a_is="registers", b_is="n"),
+    "fence_proxy_async": wgmma("bf16", a_is="registers", b_is="n"),
+    "wgmma_m64k16_registers_n8_bf16_b_transposed_plain": wgmma("bf16", a_is="registers", b_is="n", n=8),
+    "wgmma_m64k16_registers_n8_f16_b_transposed_plain": wgmma("f16", a_is="registers", b_is="n", n=8),
 }

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
     "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "parity": 4, "train": 4, "sample": 4,
-    "demo": 5, "kernels": 5, "cli": 6,
+    "integrations": 4, "demo": 5, "kernels": 5, "cli": 6,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
@@ -29,6 +29,7 @@ OPTIONS = {
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "convert": {"--to", "--which", "--num-heads", "--num-classes"},
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -125,7 +126,7 @@ def test_assembly_is_in_the_wrapper_headers_only():
 
 def test_every_source_names_its_licence_and_fits_in_the_head():
     limits = {".py": 400, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
-    tops = ("dit_fast", "csrc", "tests", "benchmarks")
+    tops = ("dit_fast", "csrc", "tests", "benchmarks", "examples")
     for path in [p for top in tops for p in (ROOT / top).rglob("*") if p.suffix in limits]:
         lines = path.read_text().splitlines()
         assert not lines or "SPDX-License-Identifier: Apache-2.0" in lines[0], path

@@ -107,13 +107,3 @@ def test_autocast_follows_eager():
     assert compare(out, eager, exact.detach().double(), torch.bfloat16)[2] <= 1
     out.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
-
-
-def test_one_graph_serves_other_batches_and_sizes():
-    torch._dynamo.reset()
-    model = live_model(class_dropout_prob=0.0)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch.no_grad():
-        for n, height, width in [(3, 8, 8), (2, 4, 12), (5, 12, 6)]:
-            inputs = batch(model, n, height, width)
-            torch.testing.assert_close(compiled(*inputs), model(*inputs))

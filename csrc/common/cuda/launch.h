@@ -50,6 +50,13 @@ inline int compute_capability() {
   return 10 * major + minor;
 }
 
+// Of the current device; 1 if CUDA cannot tell.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+}
+
 }  // namespace dit
 #else
 #include "host_exec/launch_on_cpu.h"

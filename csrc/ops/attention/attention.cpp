@@ -2,8 +2,6 @@
 // attention: schema, checks and launches. Formulas in dit_fast/ops/attention/autograd.py and prepare.h.
 #include "ops/attention/attention.h"
 
-#if !defined(DIT_HOST_EXEC) || __has_include("ops/attention/attention.cuh")  // until the CUDA kernels are here
-
 #include <optional>
 
 #include "common/device.h"
@@ -17,7 +15,9 @@ using MaybeTensor = std::optional<Tensor>;
 #if !defined(DIT_HOST_EXEC)
 inline void run(const Cpu&, const Prepare& a) { parallel(a.tokens(), 16, a, prepare); }
 inline void run(const Cpu&, const PrepareBackward& a) { parallel(a.chunks(), 1, a, prepare_backward); }
-inline void run(const Cpu&, const AttentionForward& a) { parallel(a.batch * a.heads, 1, a, attention_forward); }
+inline void run(const Cpu&, const AttentionForward& a) {
+  parallel(a.batch * a.heads * attention_blocks(a.queries), 1, a, attention_forward);
+}
 inline void run(const Cpu&, const AttentionBackward& a) { parallel(a.batch * a.heads, 1, a, attention_backward); }
 inline int64_t scratch_floats(const Cpu&, const AttentionBackward&) { return 0; }
 #endif
@@ -200,10 +200,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {
         " Tensor lse, float scale, int norm, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-#if __has_include("ops/attention/attention.cuh")
 DIT_IMPLEMENT(dit::implement)
-#else
-STABLE_TORCH_LIBRARY_IMPL(DIT_LIBRARY, CPU, m) { dit::implement<dit::Cpu>(m); }
-#endif
-
-#endif

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/attention/attention_backward.cuh"
+#include "ops/attention/attention_sm90.h"
 
 namespace dit {
 namespace {
@@ -38,9 +39,15 @@ KeyParts key_parts(int64_t keys) {
 
 int64_t rows_of(const AttentionBackward& a) { return a.batch * a.heads * a.queries; }
 
+template <class Args>
+bool use_sm90(const Args& a) {
+  return compute_capability() == 90 && attention_fits_sm90(a);
+}
+
 }  // namespace
 
 int attention_forward_cuda(const AttentionForward& a, void* stream) {
+  if (use_sm90(a)) return attention_forward_sm90_cuda(a, stream);
   const int64_t tiles = tiles_of(a.queries, kAttentionQueries), blocks = a.batch * a.heads * tiles;
   if (blocks == 0) return cudaSuccess;
   if (!fits(std::max(a.queries, a.keys), blocks)) return cudaErrorInvalidValue;
@@ -53,10 +60,12 @@ int attention_forward_cuda(const AttentionForward& a, void* stream) {
 
 // With several parts of keys: sums of dq (N, H, Tq, Dh), then delta (N, H, Tq).
 int64_t attention_backward_scratch_cuda(const AttentionBackward& a) {
+  if (use_sm90(a)) return attention_backward_scratch_sm90_cuda(a);
   return a.keys > 0 && key_parts(a.keys).count > 1 ? rows_of(a) * (a.dim + 1) : 0;
 }
 
 int attention_backward_cuda(const AttentionBackward& a, void* stream) {
+  if (use_sm90(a)) return attention_backward_sm90_cuda(a, stream);
   const int64_t blocks = a.batch * a.heads;
   if (blocks * a.keys == 0) return cudaSuccess;
   const int64_t tiles = tiles_of(a.queries, kAttentionQueries);

@@ -29,8 +29,11 @@ struct AttentionBackward {
   Dtype dtype;
 };
 
-DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: the N * H heads
-DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: the N * H heads
+constexpr int64_t kCpuQueries = 96;  // queries of one head that an item of the CPU's forward has
+inline int64_t attention_blocks(int64_t queries) { return (queries + kCpuQueries - 1) / kCpuQueries; }
+
+DIT_CPU_KERNEL(attention_forward, AttentionForward)    // items: (sample, head, attention_blocks(queries))
+DIT_CPU_KERNEL(attention_backward, AttentionBackward)  // items: (sample, head)
 
 int attention_forward_cuda(const AttentionForward& a, void* stream);
 int attention_backward_cuda(const AttentionBackward& a, void* stream);

@@ -183,9 +183,9 @@ class Op:
         dtype = tensors[0].dtype
         if backend in self.libraries:
             return self.libraries[backend](tensors)
-        if backend in self.backends and backend not in BACKENDS:
-            return self.backends[backend].why_not(tensors)
-        if backend not in BACKENDS:
+        if backend not in BACKENDS:  # asked first: a graph that had looked into `backends` would be guarded by it
+            if backend in self.backends:
+                return self.backends[backend].why_not(tensors)
             return f"{self.name} has no backend {backend!r}"
         if dtype not in KERNEL_DTYPES:
             return f"{dtype} is not among float32, bfloat16, float16"

@@ -9,6 +9,7 @@ s = sigmoid(2z):
     dx = du weight,   dweight = du^T x,   dbias = sum of du over the M rows, in float32
 """
 
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from .._core import Op
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     f = weight.shape[0]
-    rows = x.shape[:-1].numel() if keep else 0
+    rows = prod(x.shape[:-1]) if keep else 0  # Size.numel would make a symbolic batch a number
     return x.new_empty((*x.shape[:-1], f)), x.new_empty((rows, f))
 
 
