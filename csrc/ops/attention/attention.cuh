@@ -6,7 +6,8 @@
 //   S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
 //
 //   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
-//   warp w of 4: queries 32 w .. of the tile; two blocks on a multiprocessor
+//   warp w of 4: queries 32 w .. of the tile; two blocks (55 KB each) on a multiprocessor, so that one multiplies while
+//   the other takes exponentials
 //
 // Keys come 64 at a time, into one of two buffers while the other is read. A row of 72 is four and a half depths of 16
 // for q k^T (m16n8k8 takes the rest) and nine columns of 8 for P v: no multiplication is spent on padding.
