@@ -69,7 +69,7 @@ int attention_backward_cuda(const AttentionBackward& a, void* stream) {
   const int64_t blocks = a.batch * a.heads;
   if (blocks * a.keys == 0) return cudaSuccess;
   const int64_t tiles = tiles_of(a.queries, kAttentionQueries);
-  if (!fits(std::max(a.queries, a.keys), blocks * tiles)) return cudaErrorInvalidValue;
+  if (!fits(std::max(a.queries, a.keys), blocks * std::max<int64_t>(tiles, 1))) return cudaErrorInvalidValue;
   const KeyParts parts = key_parts(a.keys);
   return dispatch_heads(a.dtype, a.dim, [&](auto* element, auto width) {
     using T = std::remove_pointer_t<decltype(element)>;

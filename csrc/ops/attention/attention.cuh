@@ -6,12 +6,13 @@
 //   S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
 //
 //   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
-//   warp w of 4: queries 32 w .. of the tile; two blocks on a multiprocessor
+//   warp w of 4: queries 32 w .. of the tile; two blocks (55 KB each) on a multiprocessor, so that one multiplies while
+//   the other takes exponentials
 //
 // Keys come 64 at a time, into one of two buffers while the other is read. A row of 72 is four and a half depths of 16
 // for q k^T (m16n8k8 takes the rest) and nine columns of 8 for P v: no multiplication is spent on padding.
-// The largest logit so far and the sum of exponentials are kept a row, online; P is rounded to storage as the operand of
-// P v, everything else is float32, exponentials are base 2. out is rounded once.
+// The largest logit so far and the sum of exponentials are kept a row, online; P is rounded to storage as the operand
+// of P v, everything else is float32, exponentials are base 2. out is rounded once.
 //
 // Saved for backward: q, k, v, out, lse.
 #pragma once
@@ -117,10 +118,42 @@ DIT_DEVICE void multiply_rows(TileSums<32, kDim>& c, const uint32_t (&a)[2][4], 
   }
 }
 
+// Where a block works that owns a tile of queries: block head * tiles + i has queries 128 i .. of one head.
+struct QueryTile {
+  int item, first;  // n * H + h, the first query
+  int64_t sample, head;
+
+  DIT_DEVICE QueryTile(int tiles, int64_t heads)
+      : item(int(blockIdx.x) / tiles),
+        first(int(blockIdx.x) % tiles * kAttentionQueries),
+        sample(item / int(heads)),
+        head(item % int(heads)) {}
+};
+
+// stage(start, buffer) starts copies of 64 keys into one of two buffers while compute(start, buffer) reads the other.
+template <class Stage, class Compute>
+DIT_DEVICE void walk_keys(int keys, Stage&& stage, Compute&& compute) {
+  stage(0, 0);
+  for (int start = 0, buffer = 0; start < keys; start += kAttentionKeys, buffer ^= 1) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile has come, and nobody reads the one before it any more
+    if (start + kAttentionKeys < keys) stage(start + kAttentionKeys, buffer ^ 1);
+    compute(start, buffer);
+  }
+}
+
 template <class T>
 struct AttentionRoom {
   alignas(16) T q[kAttentionQueries * kHeadPitch];  // later the output
   alignas(16) T k[2][kAttentionKeys * kHeadPitch], v[2][kAttentionKeys * kHeadPitch];
+
+  template <int kDim>
+  DIT_DEVICE void stage_keys(const HeadRows<const T>& from_k, const HeadRows<const T>& from_v, int start, int keys,
+                             int buffer) {
+    stage_rows<kDim>(from_k, start, keys, kAttentionKeys, k[buffer]);
+    stage_rows<kDim>(from_v, start, keys, kAttentionKeys, v[buffer]);
+    cp_async_commit();
+  }
 };
 
 // A warp's 32 queries as left operands.
@@ -258,71 +291,67 @@ DIT_DEVICE void place_sums(const float (&c)[kM16][kN8][4], float factor, T* to, 
             pack<T>(c[i][j][e] * factor, c[i][j][e + 1] * factor);
 }
 
+// Products with keys that do not exist, from key `left` of the tile on, as if their logits were -inf.
+DIT_DEVICE void mask_keys(TileSums<32, kAttentionKeys>& s, int left, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < kAttentionKeys / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (tile_column(j, e, lane) >= left) s[i][j][e] = -INFINITY;
+}
+
 template <class T, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel(AttentionForward a, int tiles) {
   AttentionRoom<T>& room = *dynamic_smem<AttentionRoom<T>>();
-  const int lane = int(threadIdx.x) % 32, warp_row = int(threadIdx.x) / 32 * 32;
-  const int item = int(blockIdx.x) / tiles, first = int(blockIdx.x) % tiles * kAttentionQueries;
+  const QueryTile at(tiles, a.heads);
+  const int lane = int(threadIdx.x) % 32, warp_row = int(threadIdx.x) / 32 * 32, first = at.first + warp_row;
   const int queries = int(a.queries), keys = int(a.keys);
-  const int64_t sample = item / int(a.heads), head = item % int(a.heads);
-  const HeadRows<const T> k = head_rows<T>(a.k, sample, head), v = head_rows<T>(a.v, sample, head);
+  const HeadRows<const T> k = head_rows<T>(a.k, at.sample, at.head), v = head_rows<T>(a.v, at.sample, at.head);
   // A negative scale is taken as its magnitude with -q, so that the largest product is the largest logit; a scale of 0
   // would make NaN of keys that do not exist.
   const float scale = fmaxf(fabsf(a.scale), FLT_MIN);
   T* mine = room.q + warp_row * kHeadPitch;
 
-  const auto stage_keys = [&](int start, int buffer) {
-    stage_rows<kDim>(k, start, keys, kAttentionKeys, room.k[buffer]);
-    stage_rows<kDim>(v, start, keys, kAttentionKeys, room.v[buffer]);
-    cp_async_commit();
-  };
-  stage_rows<kDim>(head_rows<T>(a.q, sample, head), first, queries, kAttentionQueries, room.q);
-  stage_keys(0, 0);
-
+  stage_rows<kDim>(head_rows<T>(a.q, at.sample, at.head), at.first, queries, kAttentionQueries, room.q);
   QueryPart<T, kDim> q;
   SoftmaxRows<kDim> rows;
   rows.start();
-  for (int start = 0, buffer = 0; start < keys; start += kAttentionKeys, buffer ^= 1) {
-    cp_async_wait<0>();
-    __syncthreads();  // this tile has come, and nobody reads the one before it any more
-    if (start + kAttentionKeys < keys) stage_keys(start + kAttentionKeys, buffer ^ 1);
-    if (first + warp_row >= queries) continue;
-    if (start == 0) q.load(mine, a.scale < 0.f, lane);
-    const int left = keys - start;
-    TileSums<32, kAttentionKeys> s = {};
+  walk_keys(
+      keys, [&](int start, int buffer) { room.template stage_keys<kDim>(k, v, start, keys, buffer); },
+      [&](int start, int buffer) {
+        if (first >= queries) return;
+        if (start == 0) q.load(mine, a.scale < 0.f, lane);
+        const int left = keys - start;
+        TileSums<32, kAttentionKeys> s = {};
 #pragma unroll
-    for (int n = 0; n < kAttentionKeys / 16; ++n)
-      if (16 * n < left) q.times_keys(s, 2 * n, room.k[buffer] + 16 * n * kHeadPitch, lane);
-    if (left < kAttentionKeys) {
+        for (int n = 0; n < kAttentionKeys / 16; ++n)
+          if (16 * n < left) q.times_keys(s, 2 * n, room.k[buffer] + 16 * n * kHeadPitch, lane);
+        if (left < kAttentionKeys) mask_keys(s, left, lane);
+        rows.add(s, scale * kLog2e);
 #pragma unroll
-      for (int i = 0; i < kAttentionKeys; ++i)
-        if (tile_column(i / 8, i % 2, lane) >= left) s[i / 4 % 2][i / 8][i % 4] = -INFINITY;
-    }
-    rows.add(s, scale * kLog2e);
+        for (int n = 0; n < kAttentionKeys / 16; ++n) {
+          if (16 * n >= left) continue;
+          uint32_t p[2][4];
 #pragma unroll
-    for (int n = 0; n < kAttentionKeys / 16; ++n) {
-      if (16 * n >= left) continue;
-      uint32_t p[2][4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) sums_as_operand<T>(s[i][2 * n], s[i][2 * n + 1], p[i]);
-      multiply_rows<T, kDim>(rows.out, p, room.v[buffer] + 16 * n * kHeadPitch, lane);
-    }
-  }
-  if (first + warp_row >= queries) return;
+          for (int i = 0; i < 2; ++i) sums_as_operand<T>(s[i][2 * n], s[i][2 * n + 1], p[i]);
+          multiply_rows<T, kDim>(rows.out, p, room.v[buffer] + 16 * n * kHeadPitch, lane);
+        }
+      });
+  if (first >= queries) return;
 
   rows.finish();
   place_sums(rows.out, 1.f, mine, lane);
   __syncwarp();
-  const HeadRows<T> out = dense_rows(static_cast<T*>(a.out), sample, head, a.queries, a.heads, kDim);
-  unstage_rows<kDim>(mine, out, first + warp_row, queries, 32, 0, lane);
+  const HeadRows<T> out = dense_rows(static_cast<T*>(a.out), at.sample, at.head, a.queries, a.heads, kDim);
+  unstage_rows<kDim>(mine, out, first, queries, 32, 0, lane);
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first + warp_row + tile_row(i, 2 * half, lane);
-      if (lane % 4 == 0 && row < queries)
-        a.lse[int64_t(item) * queries + row] = rows.log_sum(i, half, scale, scale * kLog2e);
-    }
+  for (int r = 0; r < 4; ++r) {
+    const int row = first + tile_row(r / 2, r % 2 * 2, lane);
+    if (lane % 4 == 0 && row < queries)
+      a.lse[int64_t(at.item) * queries + row] = rows.log_sum(r / 2, r % 2, scale, scale * kLog2e);
+  }
 }
 
 }  // namespace dit

@@ -6,24 +6,25 @@
 //   dv = P^T dout,   dq = scale * dS k,   dk = scale * dS^T q
 //
 //   grid: block (n * H + h) owns one head of one sample, so that each result has one owner: no atomics
-//   warp w: keys 32 w .. of up to 256; dk and dv of them stay in its registers (144 a thread at Dh = 72) while the block
-//           walks over the queries, 64 at a time (two buffers), 16 of these in a step
+//   warp w: keys 32 w .. of up to 256; dk and dv of them stay in its registers (144 a thread at Dh = 72) while the
+//           block walks over the queries, 64 at a time (two buffers), 16 of these in a step
 //
 // A step makes P^T and dP^T (32, 16) of each warp, once: five products in all, the least there are. P^T and dS^T are
 // the left operands of dv and dk as they lie in registers. dS^T also goes to shared memory, and after four steps the
 // warps share dq of the 64 queries: 16 rows and half of the columns each, over all keys.
 //
 // delta is not rowsum(dout * out): out is rounded, and where few probabilities of a row are large, what remains of
-// dP - delta may be as small as that. With at most 256 keys (128 where a block has less than 146 KB of shared memory, as
-// on sm_86, sm_89 and sm_120) every row of P is in the block at once, and its warps exchange their shares of the two
-// sums in each step, multiplying P^T dout meanwhile. Then `out` is not read and there is no other kernel.
+// dP - delta may be as small as that. With at most 256 keys (128 where a block has less than 146 KB of shared memory,
+// as on sm_86, sm_89 and sm_120) every row of P is in the block at once, and its warps exchange their shares of the two
+// sums in each step, multiplying P^T dout meanwhile. Then there is no other kernel. `out` is never read.
 //
 // More keys are taken in parts of equal size, one after the other, by the same block: dq is summed in float32 in
 // scratch, by the same thread each time, and rounded with the last part. delta then comes from a kernel of its own, at
 // the price of making S and dP twice: seven products.
 //
-// P and dS are rounded to storage as operands, everything else is float32. A result is rounded once. The rounding of lse
-// scales a row of P by up to 1 +- 5e-4 at logits of 1e4: an eighth of bfloat16's own rounding, as much as float16's.
+// P and dS are rounded to storage as operands, everything else is float32. A result is rounded once. The rounding of
+// lse scales a row of P by up to 1 +- 5e-4 at logits of 1e4: a quarter of the rounding to bfloat16, as much as that to
+// float16.
 #pragma once
 #include "ops/attention/attention.cuh"
 
@@ -226,18 +227,42 @@ DIT_DEVICE void query_gradient(const QueryGradient<T>& to, const T* ds, const T*
   unstage_rows<kColumns>(room, to.dq, query, to.queries, 16, column, lane);
 }
 
+// The block's warps share dq of up to 64 queries: 16 rows and half of the columns at a time.
+template <int kDim, class T>
+DIT_DEVICE void share_query_gradients(const QueryGradient<T>& to, const AttentionBackwardRoom<T>& room,
+                                      const KeyParts& parts, int part, int keys, int buffer, int first, int lane) {
+  constexpr int kLeft = (kDim / 8 + 1) / 2 * 8;  // columns of the left half: 32 or 40
+  const int here = min(parts.keys(), (keys - part * parts.keys() + kWarpKeys - 1) / kWarpKeys * kWarpKeys);
+  for (int unit = int(threadIdx.x) / 32; unit < 2 * kBackwardQueries / 16; unit += parts.warps) {
+    const int row = unit / 2 * 16;
+    if (first + row >= to.queries) break;
+    const auto half = [&](auto columns, int column) {
+      query_gradient<kDim, decltype(columns)::value>(to, room.ds + row, room.k, here, first + row, column, part == 0,
+                                                     part + 1 == parts.count, room.q(buffer) + row * kHeadPitch, lane);
+    };
+    if (unit % 2 == 0) half(std::integral_constant<int, kLeft>(), 0);
+    else half(std::integral_constant<int, kDim - kLeft>(), kLeft);
+  }
+}
+
+// A warp's sums over queries, times `factor`, through its rows of shared memory to rows `first` .. of a head.
+template <int kDim, class T>
+DIT_DEVICE void store_key_gradients(const TileSums<kWarpKeys, kDim>& c, float factor, T* room, const HeadRows<T>& to,
+                                    int first, int keys, int lane) {
+  place_sums(c, factor, room, lane);
+  __syncwarp();
+  unstage_rows<kDim>(room, to, first, keys, kWarpKeys, 0, lane);
+}
+
 template <class T, int kDim>
 __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(AttentionBackward a, KeyParts parts) {
-  constexpr int kLeft = (kDim / 8 + 1) / 2 * 8;  // columns of the left half: 32 or 40
   const AttentionBackwardRoom<T> room(parts);
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, own = warp * kWarpKeys * kHeadPitch;
   const int64_t item = blockIdx.x, sample = item / a.heads, head = item % a.heads;
   const int queries = int(a.queries), keys = int(a.keys);
-  const HeadRows<const T> q = head_rows<T>(a.q, sample, head), k = head_rows<T>(a.k, sample, head);
-  const HeadRows<const T> v = head_rows<T>(a.v, sample, head);
+  const HeadRows<const T> q = head_rows<T>(a.q, sample, head);
   const HeadRows<const T> dout = dense_rows(static_cast<const T*>(a.dout), sample, head, queries, a.heads, kDim);
   const QueryGradient<T> dq{head_rows<T>(a.dq, sample, head), a.scratch + item * queries * kDim, queries, a.scale};
-  const int own = warp * kWarpKeys * kHeadPitch;
 
   const auto stage_queries = [&](int first, int buffer) {
     stage_rows<kDim>(q, first, queries, kBackwardQueries, room.q(buffer));
@@ -246,25 +271,24 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
   };
   for (int part = 0; part < parts.count; ++part) {
     const int first_key = part * parts.keys(), left = keys - first_key - warp * kWarpKeys;  // of this warp
-    stage_rows<kDim>(k, first_key, keys, parts.keys(), room.k);
-    stage_rows<kDim>(v, first_key, keys, parts.keys(), room.v);
+    stage_rows<kDim>(head_rows<T>(a.k, sample, head), first_key, keys, parts.keys(), room.k);
+    stage_rows<kDim>(head_rows<T>(a.v, sample, head), first_key, keys, parts.keys(), room.v);
     stage_queries(0, 0);
     TileSums<kWarpKeys, kDim> dk = {}, dv = {};
     for (int first = 0, buffer = 0; first < queries; first += kBackwardQueries, buffer ^= 1) {
       cp_async_wait<0>();
       __syncthreads();  // these queries have come, and nobody needs those before them any more
       if (first + kBackwardQueries < queries) stage_queries(first + kBackwardQueries, buffer ^ 1);
-      const int count = min(kBackwardQueries, queries - first);
+      const int count = left > 0 ? min(kBackwardQueries, queries - first) : 0;  // 0 only in the last of several parts
 #pragma unroll 1
       for (int step = 0; step < count; step += kStepQueries) {
-        if (left <= 0) break;  // only in the last of several parts
         const T *q_step = room.q(buffer) + step * kHeadPitch, *dout_step = room.dout(buffer) + step * kHeadPitch;
-        QueryRow row_lse, delta;
+        QueryRow lse, delta;
         StepSums p = {}, dp = {};
         uint32_t operand[2][4];
-        load_row(a.lse + item * queries, first + step, queries, row_lse, lane);
+        load_row(a.lse + item * queries, first + step, queries, lse, lane);
         multiply_pairs<T, kDim>(p, room.k + own, q_step, dp, room.v + own, dout_step, lane);
-        probabilities(p, row_lse, a.scale, left, lane);
+        probabilities(p, lse, a.scale, left, lane);
         float* sums = room.step_sums(parts, step / kStepQueries % 2);
         if (parts.count == 1) share_sums(p, dp, sums + warp * room.kSums, lane);
         else load_row(a.scratch + (a.batch * a.heads * kDim + item) * queries, first + step, queries, delta, lane);
@@ -277,103 +301,100 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) attention_backward_kernel(
         logit_gradients(p, dp, delta, operand, room.ds + own + step, lane);
         multiply_rows<T, kDim>(dk, operand, q_step, lane);
       }
-      __syncthreads();
-      const int depth = min(parts.keys(), (keys - first_key + kWarpKeys - 1) / kWarpKeys * kWarpKeys);
-      for (int unit = warp; unit / 2 * 16 < count; unit += parts.warps) {
-        const int row = unit / 2 * 16;
-        const auto with = [&](auto columns, int column) {
-          query_gradient<kDim, decltype(columns)::value>(dq, room.ds + row, room.k, depth, first + row, column,
-                                                         part == 0, part + 1 == parts.count,
-                                                         room.q(buffer) + row * kHeadPitch, lane);
-        };
-        if (unit % 2 == 0) with(std::integral_constant<int, kLeft>(), 0);
-        else with(std::integral_constant<int, kDim - kLeft>(), kLeft);
-      }
+      __syncthreads();  // dS of these queries is complete, and nobody reads q any more
+      share_query_gradients<kDim>(dq, room, parts, part, keys, buffer, first, lane);
     }
     __syncthreads();  // nobody reads keys any more
     if (left > 0) {
-      place_sums(dk, a.scale, room.k + own, lane);
-      place_sums(dv, 1.f, room.v + own, lane);
-      __syncwarp();
       const int first = first_key + warp * kWarpKeys;
-      unstage_rows<kDim>(room.k + own, head_rows<T>(a.dk, sample, head), first, keys, kWarpKeys, 0, lane);
-      unstage_rows<kDim>(room.v + own, head_rows<T>(a.dv, sample, head), first, keys, kWarpKeys, 0, lane);
+      store_key_gradients<kDim>(dk, a.scale, room.k + own, head_rows<T>(a.dk, sample, head), first, keys, lane);
+      store_key_gradients<kDim>(dv, 1.f, room.v + own, head_rows<T>(a.dv, sample, head), first, keys, lane);
     }
     __syncthreads();
   }
 }
 
-// delta (N, H, Tq) float32, where a block has only a part of the keys at once.
+// A warp's 32 queries in the walk of attention_delta_kernel: this lane's columns of rows 16 i + g + 8 half.
+struct DeltaRows {
+  float lse[2][2], total[2][2], product[2][2];  // total: rowsum(P), product: rowsum(P dP)
+
+  DIT_DEVICE void start(const float* numbers, int first, int queries, int lane) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int row = first + tile_row(r / 2, r % 2 * 2, lane);
+      lse[r / 2][r % 2] = row < queries ? numbers[row] : 0.f;
+      total[r / 2][r % 2] = product[r / 2][r % 2] = 0.f;
+    }
+  }
+
+  // 16 keys, of which `left` exist. s = q k^T
+  DIT_DEVICE void add(const TileSums<32, 16>& s, const TileSums<32, 16>& dp, float scale, int left, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float p = exp2_approx(kLog2e * fmaf(s[i][j][e], scale, -lse[i][e / 2]));
+          if (tile_column(j, e, lane) >= left) continue;
+          total[i][e / 2] += p;
+          product[i][e / 2] += p * dp[i][j][e];
+        }
+  }
+
+  DIT_DEVICE void store(float* delta, int first, int queries, int lane) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float &sum = total[r / 2][r % 2], &of_products = product[r / 2][r % 2];
+#pragma unroll
+      for (int bit = 1; bit <= 2; bit *= 2) {
+        sum += __shfl_xor_sync(~0u, sum, bit);
+        of_products += __shfl_xor_sync(~0u, of_products, bit);
+      }
+      const int row = first + tile_row(r / 2, r % 2 * 2, lane);
+      if (lane % 4 == 0 && row < queries) delta[row] = __fdividef(of_products, sum);
+    }
+  }
+};
+
+// delta (N, H, Tq) float32, where a block of the backward has only a part of the keys at once.
 //
 //   grid, block: as in the forward
 template <class T, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_delta_kernel(AttentionBackward a, int tiles, float* delta) {
   AttentionRoom<T>& room = *dynamic_smem<AttentionRoom<T>>();
-  const int lane = int(threadIdx.x) % 32, warp_row = int(threadIdx.x) / 32 * 32;
-  const int item = int(blockIdx.x) / tiles, first = int(blockIdx.x) % tiles * kAttentionQueries;
+  const QueryTile at(tiles, a.heads);
+  const int lane = int(threadIdx.x) % 32, warp_row = int(threadIdx.x) / 32 * 32, first = at.first + warp_row;
   const int queries = int(a.queries), keys = int(a.keys);
-  const int64_t sample = item / int(a.heads), head = item % int(a.heads);
-  const HeadRows<const T> k = head_rows<T>(a.k, sample, head), v = head_rows<T>(a.v, sample, head);
+  const HeadRows<const T> k = head_rows<T>(a.k, at.sample, at.head), v = head_rows<T>(a.v, at.sample, at.head);
   QueryPart<T, kDim> q, dout;
   const auto fetch = [&](QueryPart<T, kDim>& part, const HeadRows<const T>& from) {
-    stage_rows<kDim>(from, first, queries, kAttentionQueries, room.q);
+    stage_rows<kDim>(from, at.first, queries, kAttentionQueries, room.q);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
     part.load(room.q + warp_row * kHeadPitch, false, lane);
     __syncthreads();
   };
-  fetch(q, head_rows<T>(a.q, sample, head));
-  fetch(dout, dense_rows(static_cast<const T*>(a.dout), sample, head, a.queries, a.heads, kDim));
-  const auto stage_keys = [&](int start, int buffer) {
-    stage_rows<kDim>(k, start, keys, kAttentionKeys, room.k[buffer]);
-    stage_rows<kDim>(v, start, keys, kAttentionKeys, room.v[buffer]);
-    cp_async_commit();
-  };
-  stage_keys(0, 0);
+  fetch(q, head_rows<T>(a.q, at.sample, at.head));
+  fetch(dout, dense_rows(static_cast<const T*>(a.dout), at.sample, at.head, a.queries, a.heads, kDim));
 
-  float lse[2][2], total[2][2] = {}, product[2][2] = {};  // of rows 16 i + g + 8 half, this lane's columns
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    const int row = first + warp_row + tile_row(r / 2, r % 2 * 2, lane);
-    lse[r / 2][r % 2] = row < queries ? a.lse[int64_t(item) * queries + row] : 0.f;
-  }
-  for (int start = 0, buffer = 0; start < keys; start += kAttentionKeys, buffer ^= 1) {
-    cp_async_wait<0>();
-    __syncthreads();  // this tile has come, and nobody reads the one before it any more
-    if (start + kAttentionKeys < keys) stage_keys(start + kAttentionKeys, buffer ^ 1);
-    if (first + warp_row >= queries) continue;
-    const int count = min(kAttentionKeys, keys - start);
+  DeltaRows rows;
+  rows.start(a.lse + int64_t(at.item) * queries, first, queries, lane);
+  walk_keys(
+      keys, [&](int start, int buffer) { room.template stage_keys<kDim>(k, v, start, keys, buffer); },
+      [&](int start, int buffer) {
+        const int count = first < queries ? min(kAttentionKeys, keys - start) : 0;
 #pragma unroll 1
-    for (int n = 0; n < count; n += 16) {
-      TileSums<32, 16> p = {}, dp = {};
-      q.times_keys(p, 0, room.k[buffer] + n * kHeadPitch, lane);
-      dout.times_keys(dp, 0, room.v[buffer] + n * kHeadPitch, lane);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float value = exp2_approx(kLog2e * fmaf(p[i][j][e], a.scale, -lse[i][e / 2]));
-            if (n + tile_column(j, e, lane) >= count) continue;
-            total[i][e / 2] += value;
-            product[i][e / 2] += value * dp[i][j][e];
-          }
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    float sum = total[r / 2][r % 2], of_product = product[r / 2][r % 2];
-    for (int bit = 1; bit <= 2; bit *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, bit);
-      of_product += __shfl_xor_sync(~0u, of_product, bit);
-    }
-    const int row = first + warp_row + tile_row(r / 2, r % 2 * 2, lane);
-    if (lane % 4 != 0 || row >= queries) continue;
-    delta[int64_t(item) * queries + row] = of_product / sum;
-  }
+        for (int n = 0; n < count; n += 16) {
+          TileSums<32, 16> s = {}, dp = {};
+          q.times_keys(s, 0, room.k[buffer] + n * kHeadPitch, lane);
+          dout.times_keys(dp, 0, room.v[buffer] + n * kHeadPitch, lane);
+          rows.add(s, dp, a.scale, count - n, lane);
+        }
+      });
+  rows.store(delta + int64_t(at.item) * queries, first, queries, lane);
 }
 
 }  // namespace dit
