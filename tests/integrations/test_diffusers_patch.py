@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models import attention, normalization
+from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers import transformer_flux
 from torch import nn
 
@@ -230,7 +231,7 @@ def test_chunked_feed_forward_is_computed_as_before(monkeypatch):
         dit_fast.patch(model)
         with counted(monkeypatch) as calls:
             after = run(model, inputs)
-        assert set(calls) == {"adaln"}  # of the norm modules
+        assert set(calls) == {"adaln", "patch_embed"}  # of the modules in it
         torch.testing.assert_close(after, before)
 
 
@@ -250,3 +251,22 @@ def test_blocks_without_gates_are_left_with_the_reason():
     assert [s.why for s in report.skipped] == ["its norm_type 'layer_norm' has no gates"]
     norm = normalization.AdaLayerNormContinuous(32, 32, norm_type="rms_norm")
     assert [s.why for s in dit_fast.patch(norm).skipped] == ["its RMSNorm has weights or is no layer norm"]
+
+
+@pytest.mark.parametrize("positions", [{}, {"pos_embed_max_size": 6}, {"pos_embed_type": None}], ids=str)
+def test_patch_embedding(positions, monkeypatch):
+    embed = PatchEmbed(height=8, width=8, patch_size=2, in_channels=4, embed_dim=24, **positions)
+    own, other = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 12, 4)
+    before = embed(own), embed(other), copy.deepcopy(embed).bfloat16()(own.bfloat16())
+    dit_fast.patch(embed)
+    with counted(monkeypatch) as calls:
+        torch.testing.assert_close(embed(own), before[0])
+    assert calls == {"patch_embed": 1}
+    torch.testing.assert_close(embed(other), before[1])
+    low = copy.deepcopy(embed).bfloat16()
+    torch.testing.assert_close(low(own.bfloat16()), before[2], rtol=2**-6, atol=2**-6)
+    if low.pos_embed is not None:
+        low.pos_embed = embed.pos_embed  # as from_pretrained leaves it
+        with counted(monkeypatch) as calls:
+            assert low(own.bfloat16()).dtype == torch.bfloat16
+        assert not calls

@@ -8,6 +8,9 @@ KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
     "attention.JointTransformerBlock": {
         "9c4db97fc6afa476": ("0.42.1",),
     },
+    "embeddings.PatchEmbed": {
+        "587077cb3ee6cf97": ("0.42.1",),
+    },
     "normalization.AdaLayerNorm": {
         "a74fa7f60768ee3a": ("0.42.1",),
     },
