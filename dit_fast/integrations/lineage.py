@@ -40,9 +40,9 @@ BRANCHES = ("attn", "mlp")
 class FusedBlock(nn.Module):
     """x + gate * branch(norm(x) * (1 + scale) + shift), for attn and then mlp. A shift left out is 0, a gate 1."""
 
-    _signature: Signature
-    _route: Route
-    _layout: tuple[str, ...]
+    _fast_signature: Signature
+    _fast_route: Route
+    _fast_layout: tuple[str, ...]
     norm1: nn.Module
     norm2: nn.Module
     attn: nn.Module
@@ -50,14 +50,14 @@ class FusedBlock(nn.Module):
     adaLN_modulation: nn.Module
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        bound = self._signature.bind(args, kwargs)
-        if bound is None or not self._signature.at_default(bound, 2, self._route.carried):
+        bound = self._fast_signature.bind(args, kwargs)
+        if bound is None or not self._fast_signature.at_default(bound, 2, self._fast_route.carried):
             return super().forward(*args, **kwargs)
-        x, c = (bound[name] for name in self._signature.names[:2])  # (N, T, D), (N, D)
+        x, c = (bound[name] for name in self._fast_signature.names[:2])  # (N, T, D), (N, D)
         if not parts.is_tensors(x, c) or x.dim() != 3 or c.dim() != 2:
             return super().forward(*args, **kwargs)
-        (_, to_attn), (_, to_mlp) = self._route.parts
-        m = dict(zip(self._layout, self.adaLN_modulation(c).chunk(len(self._layout), dim=1), strict=True))
+        (_, to_attn), (_, to_mlp) = self._fast_route.parts
+        m = dict(zip(self._fast_layout, self.adaLN_modulation(c).chunk(len(self._fast_layout), dim=1), strict=True))
         some = m["scale1"]  # (N, D) as are all
         shift1, shift2 = (m.get(k, some.new_zeros(1, some.shape[1]).expand_as(some)) for k in ("shift1", "shift2"))
         gate1, gate2 = (m.get(k, some.new_ones(1, some.shape[1]).expand_as(some)) for k in ("gate1", "gate2"))
@@ -101,7 +101,7 @@ def block(module: nn.Module) -> Answer:
     names += ["gated_residual"] * fused[1]
     return [
         Replacement(
-            derive(type(module), FusedBlock, _signature=found, _route=where, _layout=layout),
+            derive(type(module), FusedBlock, _fast_signature=found, _fast_route=where, _fast_layout=layout),
             tuple(names),
             _block_calls,
         )
@@ -126,16 +126,16 @@ def _block_calls(twin: Any, device: torch.device) -> list[Call]:
 class FusedAttention(nn.Module):
     """softmax(q k^T / sqrt(Dh)) v of all tokens. A rope and what norms an op cannot do are called on (N, H, T, Dh)."""
 
-    _signature: Signature
-    _takes_rope: bool
+    _fast_signature: Signature
+    _fast_rope: bool
     qkv: nn.Module
     num_heads: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        bound = self._signature.bind(args, kwargs)
-        if bound is None or not self._signature.at_default(bound, 1, ("rope",) if self._takes_rope else ()):
+        bound = self._fast_signature.bind(args, kwargs)
+        if bound is None or not self._fast_signature.at_default(bound, 1, ("rope",) if self._fast_rope else ()):
             return super().forward(*args, **kwargs)
-        x = bound[self._signature.names[0]]  # (N, T, D)
+        x = bound[self._fast_signature.names[0]]  # (N, T, D)
         if not parts.is_tensors(x) or x.dim() != 3 or not parts.plain(x) or parts.dropping(self, "attn_drop"):
             return super().forward(*args, **kwargs)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (N, T, 3, H, Dh)
@@ -167,7 +167,7 @@ def attention(module: nn.Module) -> Answer:
         return f"its attention needs `{needs[0]}`"
     return [
         Replacement(
-            derive(type(module), FusedAttention, _signature=found, _takes_rope=takes_rope),
+            derive(type(module), FusedAttention, _fast_signature=found, _fast_rope=takes_rope),
             ("attention",),
             _attention_calls_with_rope if takes_rope else _attention_calls,
         )
@@ -196,16 +196,16 @@ def _turn(heads: Tensor) -> Tensor:
 class FusedMlp(nn.Module):
     """fc2(gelu(fc1(x))), the first two as one op."""
 
-    _signature: Signature
+    _fast_signature: Signature
     fc1: Any
     act: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        bound = self._signature.bind(args, kwargs)
+        bound = self._fast_signature.bind(args, kwargs)
         fused = parts.intact(self.fc1, nn.Linear) and parts.intact(self.act, nn.GELU)
-        if bound is None or not fused or not self._signature.at_default(bound, 1, ()):
+        if bound is None or not fused or not self._fast_signature.at_default(bound, 1, ()):
             return super().forward(*args, **kwargs)
-        x = bound[self._signature.names[0]]  # (..., D)
+        x = bound[self._fast_signature.names[0]]  # (..., D)
         weight, bias = self.fc1.weight, self.fc1.bias
         if self.act.approximate != "tanh" or not parts.is_tensors(x, bias) or not parts.alike(x, weight, bias):
             return super().forward(*args, **kwargs)
@@ -229,7 +229,7 @@ def mlp(module: nn.Module) -> Answer:
     found = signature(module)
     if isinstance(found, str):
         return found
-    return Replacement(derive(type(module), FusedMlp, _signature=found), ("linear_gelu",), _mlp_calls)
+    return Replacement(derive(type(module), FusedMlp, _fast_signature=found), ("linear_gelu",), _mlp_calls)
 
 
 def _mlp_calls(twin: Any, device: torch.device) -> list[Call]:

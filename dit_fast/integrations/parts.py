@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as every
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -35,8 +36,10 @@ def intact(part: nn.Module, cls: type[nn.Module]) -> bool:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether kernels may read these tensors: not DTensors, nor quantised or other wrappers."""
-    return not any(is_traceable_wrapper_subclass(tensor) for tensor in tensors)
+    """Whether kernels may read these tensors: not DTensors, nor quantised or other wrappers, and not within a transform
+    of torch.func or forward-mode differentiation, of which kernels know nothing and would lose the tangents."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not transformed and not any(is_traceable_wrapper_subclass(tensor) for tensor in tensors)
 
 
 def in_autocast(x: Tensor) -> bool:

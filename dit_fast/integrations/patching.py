@@ -148,7 +148,7 @@ def unpatch(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         cls = type(module)
         if _is_derived(cls):
-            module.__class__ = cls._original
+            module.__class__ = cls._fast_original
             report.replaced.append(Replaced(name, cls.__name__, ()))
         elif any(_is_derived(base) for base in cls.__mro__):
             report.skipped.append(Skipped(name, cls.__name__, f"wrapped after patch: {cls.__name__} derives from it"))
@@ -223,8 +223,8 @@ def derive(original: type[nn.Module], mixin: type, **constants: Hashable) -> typ
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "__reduce_ex__": _reduce,
-        "_original": original,
-        "_recipe": (mixin, tuple(constants.items())),
+        "_fast_original": original,
+        "_fast_recipe": (mixin, tuple(constants.items())),
     }
     metaclass: Any = type(original)
     _derived[key] = metaclass(original.__name__, (mixin, original), namespace)
@@ -232,13 +232,13 @@ def derive(original: type[nn.Module], mixin: type, **constants: Hashable) -> typ
 
 
 def _is_derived(cls: type) -> bool:
-    return "_recipe" in vars(cls)
+    return "_fast_recipe" in vars(cls)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """As the original class would be reduced, but for the class, which pickle would look up by its name."""
     cls: Any = next(base for base in type(self).__mro__ if _is_derived(base))
-    return _rebuild, (cls._original, *cls._recipe), self.__getstate__()
+    return _rebuild, (cls._fast_original, *cls._fast_recipe), self.__getstate__()
 
 
 def _rebuild(original: type[nn.Module], mixin: type, constants: tuple[tuple[str, Hashable], ...]) -> nn.Module:

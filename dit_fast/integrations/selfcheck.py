@@ -168,8 +168,9 @@ def _run(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     outputs = [o for o in (given if isinstance(given, tuple | list) else (given,)) if isinstance(o, Tensor)]
     leaves = [a for a in (*args, *kwargs.values(), *twin.parameters()) if _is_float(a) and a.requires_grad]
     cotangents = [torch.randn_like(o) for o in outputs]
-    grads = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
-    return [o.detach() for o in outputs], [torch.zeros(()) if g is None else g for g in grads]
+    found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+    grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+    return [o.detach() for o in outputs], grads
 
 
 def _difference(own: list[Tensor], new: list[Tensor]) -> float:

@@ -125,7 +125,7 @@ def test_assembly_is_in_the_wrapper_headers_only():
 
 def test_every_source_names_its_licence_and_fits_in_the_head():
     limits = {".py": 400, ".cpp": 600, ".h": 600, ".cuh": 600, ".cu": 600}
-    tops = ("dit_fast", "csrc", "tests", "benchmarks")
+    tops = ("dit_fast", "csrc", "tests", "benchmarks", "examples")
     for path in [p for top in tops for p in (ROOT / top).rglob("*") if p.suffix in limits]:
         lines = path.read_text().splitlines()
         assert not lines or "SPDX-License-Identifier: Apache-2.0" in lines[0], path

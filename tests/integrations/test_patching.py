@@ -12,6 +12,7 @@ from torch import nn
 
 import dit_fast
 from dit_fast import ops
+from dit_fast.integrations import selfcheck
 from dit_fast.integrations.patching import ALREADY, OWN
 from dit_fast.models import DiT
 
@@ -292,3 +293,32 @@ def test_copies_and_pickles_stay_patched():
         assert torch.equal(other(*inputs), unpatched(*inputs))
     shallow = copy.copy(patched.blocks[0])
     assert type(shallow) is type(patched.blocks[0]) and shallow.norm1 is patched.blocks[0].norm1
+
+
+def test_function_transforms_and_forward_mode_go_through_the_modules():
+    patched, unpatched = pair(depth=1, fused_attn=False)  # PyTorch's fused attention has no forward mode
+    x, t, y = batch()
+
+    def transformed(model):
+        yield torch.func.jvp(lambda x: model(x, t, y), (x,), (x,))[1]
+        yield torch.func.grad(lambda x: model(x, t, y).sum())(x)
+        yield torch.vmap(lambda x: model(x[None], t[:1], y[:1]))(x)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, x)
+            yield torch.autograd.forward_ad.unpack_dual(model(dual, t, y)).tangent
+
+    for got, expected in zip(list(transformed(patched)), list(transformed(unpatched)), strict=True):
+        assert expected.any() and torch.allclose(got, expected, atol=1e-5)
+
+
+def test_like_modules_are_checked_once(monkeypatch):
+    checked = []
+    real = selfcheck._why_differs
+    monkeypatch.setattr(selfcheck, "_why_differs", lambda module, *rest: (checked.append(1), real(module, *rest))[1])
+    assert len(dit_fast.patch(dit_like(depth=3)).replaced) == 11
+    assert len(checked) == 5
+    checked.clear()
+    model = dit_like(depth=3)
+    model.blocks[1].norm2.eps = 1e-3  # another kind
+    dit_fast.patch(model)
+    assert len(checked) == 6
