@@ -13,6 +13,7 @@ from diffusers.models.transformers import transformer_flux
 from torch import nn
 
 import dit_fast
+from dit_fast import ops
 from dit_fast.integrations.diffusers import document, fingerprints
 from dit_fast.integrations.diffusers.known import KNOWN
 from dit_fast.integrations.diffusers.recipes import TABLE
@@ -183,9 +184,9 @@ def test_a_hooked_norm_is_called(monkeypatch):
     before = run(model, inputs)
     assert len(calls) == 1
     dit_fast.patch(model)
-    with counted(monkeypatch) as ops:
+    with counted(monkeypatch) as fused:
         after = run(model, inputs)
-    assert len(calls) == 2 and ops["gated_residual_adaln"] == 3  # two streams of two blocks, less the hooked one
+    assert len(calls) == 2 and fused["gated_residual_adaln"] == 3  # two streams of two blocks, less the hooked one
     torch.testing.assert_close(after, before)
 
 
@@ -270,3 +271,20 @@ def test_patch_embedding(positions, monkeypatch):
         with counted(monkeypatch) as calls:
             assert low(own.bfloat16()).dtype == torch.bfloat16
         assert not calls
+
+
+@pytest.mark.parametrize("name", ["wan", "skyreels", "kandinsky"])
+def test_what_is_float32_in_the_original_stays_so(name, monkeypatch):
+    model = at(CASES[name].build(), torch.bfloat16)
+    dit_fast.patch(model)
+    dtypes = set()
+    for op in ("adaln", "gated_residual"):
+        original = getattr(ops, op)
+
+        def spy(*tensors, original=original):
+            dtypes.update(t.dtype for t in tensors if isinstance(t, torch.Tensor))
+            return original(*tensors)
+
+        monkeypatch.setattr(ops, op, spy)
+    out = run(model, CASES[name].batch(torch.bfloat16))["out0"]
+    assert dtypes == {torch.float32} and out.dtype == torch.bfloat16
