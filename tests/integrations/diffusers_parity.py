@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit_fast import ops
 from dit_fast.parity import ALLOWANCE, compare, distance
 
-OPS = ("adaln", "gated_residual", "gated_residual_adaln")
+OPS = ("adaln", "gated_residual", "gated_residual_adaln", "patch_embed")
 
 
 def at(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import dit_fast
-from dit_fast.integrations.diffusers import blocks_norms
-from dit_fast.integrations.diffusers.recipes import FAMILIES
+from dit_fast.integrations.diffusers.recipes import FAMILIES, PARTS
 
 from .diffusers_models import CASES
 from .diffusers_parity import OPS, at, counted, double, failures, run
@@ -43,15 +42,14 @@ def test_numbers(name, dtype, monkeypatch):
 def test_the_table_names_what_is_replaced(name):
     case = CASES[name]
     rows = family(case.model)
-    named = {row.name.rsplit(".", 1)[1]: row.ops for row in rows.blocks} | dict.fromkeys(rows.norms, ("adaln",))
-    replaced = {r.cls: r.fused for r in dit_fast.patch(case.build()).replaced if "PatchEmbed" not in r.cls}
+    named = {row.name.rsplit(".", 1)[1]: row.ops for row in rows.blocks} | {part: PARTS[part] for part in rows.parts}
+    replaced = {r.cls: r.fused for r in dit_fast.patch(case.build()).replaced if r.cls != "HunyuanImagePatchEmbed"}
     assert replaced == named
 
 
-def test_every_family_has_a_case():
+def test_every_row_is_in_a_model_and_has_a_case():
     assert {m for f in FAMILIES for m in f.models} == {case.model for case in CASES.values()}
-    norms = {row.name.rsplit(".", 1)[1] for row in blocks_norms.BLOCKS}
-    assert {n for f in FAMILIES for n in f.norms} == norms
+    assert {part for f in FAMILIES for part in f.parts} == PARTS.keys()
 
 
 def test_a_copy_of_a_patched_model_is_patched():

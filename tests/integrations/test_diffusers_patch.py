@@ -8,10 +8,12 @@ import diffusers
 import pytest
 import torch
 from diffusers.models import attention, normalization
+from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers import transformer_flux
 from torch import nn
 
 import dit_fast
+from dit_fast import ops
 from dit_fast.integrations.diffusers import document, fingerprints
 from dit_fast.integrations.diffusers.known import KNOWN
 from dit_fast.integrations.diffusers.recipes import TABLE
@@ -182,9 +184,9 @@ def test_a_hooked_norm_is_called(monkeypatch):
     before = run(model, inputs)
     assert len(calls) == 1
     dit_fast.patch(model)
-    with counted(monkeypatch) as ops:
+    with counted(monkeypatch) as fused:
         after = run(model, inputs)
-    assert len(calls) == 2 and ops["gated_residual_adaln"] == 3  # two streams of two blocks, less the hooked one
+    assert len(calls) == 2 and fused["gated_residual_adaln"] == 3  # two streams of two blocks, less the hooked one
     torch.testing.assert_close(after, before)
 
 
@@ -230,7 +232,7 @@ def test_chunked_feed_forward_is_computed_as_before(monkeypatch):
         dit_fast.patch(model)
         with counted(monkeypatch) as calls:
             after = run(model, inputs)
-        assert set(calls) == {"adaln"}  # of the norm modules
+        assert set(calls) == {"adaln", "patch_embed"}  # of the modules in it
         torch.testing.assert_close(after, before)
 
 
@@ -250,3 +252,39 @@ def test_blocks_without_gates_are_left_with_the_reason():
     assert [s.why for s in report.skipped] == ["its norm_type 'layer_norm' has no gates"]
     norm = normalization.AdaLayerNormContinuous(32, 32, norm_type="rms_norm")
     assert [s.why for s in dit_fast.patch(norm).skipped] == ["its RMSNorm has weights or is no layer norm"]
+
+
+@pytest.mark.parametrize("positions", [{}, {"pos_embed_max_size": 6}, {"pos_embed_type": None}], ids=str)
+def test_patch_embedding(positions, monkeypatch):
+    embed = PatchEmbed(height=8, width=8, patch_size=2, in_channels=4, embed_dim=24, **positions)
+    own, other = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 12, 4)
+    before = embed(own), embed(other), copy.deepcopy(embed).bfloat16()(own.bfloat16())
+    dit_fast.patch(embed)
+    with counted(monkeypatch) as calls:
+        torch.testing.assert_close(embed(own), before[0])
+    assert calls == {"patch_embed": 1}
+    torch.testing.assert_close(embed(other), before[1])
+    low = copy.deepcopy(embed).bfloat16()
+    torch.testing.assert_close(low(own.bfloat16()), before[2], rtol=2**-6, atol=2**-6)
+    if low.pos_embed is not None:
+        low.pos_embed = embed.pos_embed  # as from_pretrained leaves it
+        with counted(monkeypatch) as calls:
+            assert low(own.bfloat16()).dtype == torch.bfloat16
+        assert not calls
+
+
+@pytest.mark.parametrize("name", ["wan", "skyreels", "kandinsky"])
+def test_what_is_float32_in_the_original_stays_so(name, monkeypatch):
+    model = at(CASES[name].build(), torch.bfloat16)
+    dit_fast.patch(model)
+    dtypes = set()
+    for op in ("adaln", "gated_residual"):
+        original = getattr(ops, op)
+
+        def spy(*tensors, original=original):
+            dtypes.update(t.dtype for t in tensors if isinstance(t, torch.Tensor))
+            return original(*tensors)
+
+        monkeypatch.setattr(ops, op, spy)
+    out = run(model, CASES[name].batch(torch.bfloat16))["out0"]
+    assert dtypes == {torch.float32} and out.dtype == torch.bfloat16

@@ -173,19 +173,19 @@ _BASIC = Fused(
 )
 
 FAMILIES = [
-    Family(("DiTTransformer2DModel",), (_BASIC,), ("AdaLayerNormZero",), FINAL),
-    Family(("PixArtTransformer2DModel",), (_BASIC,), (), FINAL),
-    Family(("LatteTransformer3DModel",), (_BASIC,), (), FINAL),
+    Family(("DiTTransformer2DModel",), (_BASIC,), ("PatchEmbed", "AdaLayerNormZero"), FINAL),
+    Family(("PixArtTransformer2DModel",), (_BASIC,), ("PatchEmbed",), FINAL),
+    Family(("LatteTransformer3DModel",), (_BASIC,), ("PatchEmbed",), FINAL),
     Family(
         ("AllegroTransformer3DModel",),
         (Fused("transformers.transformer_allegro.AllegroTransformerBlock", Allegro, WHOLE, ("norm1", "norm2")),),
-        (),
+        ("PatchEmbed",),
         FINAL,
     ),
     Family(
         ("SanaTransformer2DModel",),
         (Fused("transformers.sana_transformer.SanaTransformerBlock", Sana, WHOLE, ("norm1", "norm2")),),
-        ("SanaModulatedNorm",),
+        ("PatchEmbed", "SanaModulatedNorm"),
     ),
     Family(
         ("SanaVideoTransformer3DModel",),

@@ -203,7 +203,7 @@ FAMILIES = [
     Family(
         ("SD3Transformer2DModel",),
         (Fused("attention.JointTransformerBlock", Joint, STREAM, _TWO),),
-        ("AdaLayerNormZero", "SD35AdaLayerNormZeroX", "AdaLayerNormContinuous"),
+        ("PatchEmbed", "AdaLayerNormZero", "SD35AdaLayerNormZeroX", "AdaLayerNormContinuous"),
     ),
     Family(
         ("AuraFlowTransformer2DModel",),

@@ -2,7 +2,7 @@
 """docs/diffusers.md, from the table of recipes. `python -m dit_fast.integrations.diffusers.document` prints it."""
 
 from .known import KNOWN
-from .recipes import FAMILIES, LEFT
+from .recipes import FAMILIES, LEFT, PARTS
 from .table import Family
 
 HEAD = """<!-- Written by `python -m dit_fast.integrations.diffusers.document`; a test holds it current. -->
@@ -17,6 +17,7 @@ HEAD = """<!-- Written by `python -m dit_fast.integrations.diffusers.document`; 
 | `adaln` | `norm(x) * (1 + scale) + shift` |
 | `gated_residual_adaln` | `x + gate * y`, and the norm and modulation that follow |
 | `gated_residual` | `x + gate * y` |
+| `patch_embed` | the convolution that cuts patches, and adding the positions |
 
 Attention, feed forwards and the Linears of modulations stay calls of diffusers' own modules: processors, attention
 backends, IP adapters, LoRA and quantised Linears go on working. Where a norm is hooked or replaced after patching, or
@@ -43,8 +44,9 @@ def page() -> str:
 
 def _row(family: Family) -> str:
     models = "<br>".join(f"`{model}`" for model in family.models)
-    parts = {row.name.rsplit(".", 1)[1]: row.ops for row in family.blocks} | dict.fromkeys(family.norms, ("adaln",))
-    replaced = "<br>".join(f"`{name}`: {', '.join(ops)}" for name, ops in parts.items())
+    fused = {row.name.rsplit(".", 1)[1]: row.ops for row in family.blocks}
+    fused |= {part: PARTS[part] for part in family.parts}
+    replaced = "<br>".join(f"`{name}`: {', '.join(ops)}" for name, ops in fused.items())
     return f"| {models} | {replaced} | {family.left or '-'} |\n"
 
 

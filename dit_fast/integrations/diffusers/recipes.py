@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..patching import RECIPES, Answer, Replacement, derive
-from . import blocks_basic, blocks_flux, blocks_mmdit, blocks_norms, blocks_video
+from . import blocks_basic, blocks_flux, blocks_mmdit, blocks_parts, blocks_video
 from .fingerprints import why_unknown
 from .fused import is_layer_norm
 from .table import Fused
@@ -21,8 +21,10 @@ PREFIX = "diffusers.models."
 
 FAMILIES = [*blocks_basic.FAMILIES, *blocks_mmdit.FAMILIES, *blocks_flux.FAMILIES, *blocks_video.FAMILIES]
 TABLE: dict[str, Fused] = {
-    row.name: row for row in [*blocks_norms.BLOCKS, *(block for family in FAMILIES for block in family.blocks)]
+    row.name: row for row in [*blocks_parts.BLOCKS, *(block for family in FAMILIES for block in family.blocks)]
 }
+PARTS = {row.name.rsplit(".", 1)[1]: row.ops for row in blocks_parts.BLOCKS}
+"""Of a family's parts, by class name: what is fused."""
 
 LEFT = {
     "transformers.transformer_hunyuan_video.HunyuanVideoTokenReplaceTransformerBlock": "its first frame's tokens have"

@@ -49,13 +49,13 @@ class Family:
     Args:
         models: diffusers' classes, as the documentation names them.
         blocks: rows of this family alone.
-        norms: class names of the norm modules (`blocks_norms.py`) in these models that are replaced too.
+        parts: class names of the modules (`blocks_parts.py`) in these models that are replaced too.
         left: what is not fused and why.
     """
 
     models: tuple[str, ...]
     blocks: tuple[Fused, ...]
-    norms: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     left: str = ""
 
 

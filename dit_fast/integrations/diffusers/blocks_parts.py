@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norm modules that hold a layer norm and the Linear of its modulation; blocks of many models contain them.
+"""Modules that blocks of many models contain: norms with the Linear of their modulation, and the patch embedding.
 
-Each keeps calling its Linear, and returns what the original returns.
+The norms keep calling their Linear, and return what the originals return.
 """
 
 from typing import Any
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_fast import ops
+
+from ..parts import alike, in_autocast, intact
 from .fused import adaln
 from .table import Block, Fused
 
@@ -182,6 +185,30 @@ class ZImageFinalLayer(Block):
         return self.linear(adaln(self.norm_final, x, torch.zeros_like(scale), scale))
 
 
+class PatchEmbed(Block):
+    def forward(self, latent: Tensor) -> Tensor:
+        pos = self._positions(latent)
+        if pos is None:
+            return super().forward(latent)
+        return ops.patch_embed(latent, self.proj.weight, self.proj.bias, pos)
+
+    def _positions(self, x: Tensor) -> Tensor | None:
+        """(T, D) of x (N, C, H, W); None where the op does not fit."""
+        if not self.flatten or self.layer_norm or not intact(self.proj, nn.Conv2d) or in_autocast(x):
+            return None
+        height, width = x.shape[-2:]
+        size = height // self.patch_size, width // self.patch_size
+        if self.pos_embed is None:
+            pos = x.new_zeros(1, 1).expand(size[0] * size[1], self.proj.out_channels)
+        elif self.pos_embed_max_size:
+            pos = self.cropped_pos_embed(height, width)[0]
+        else:
+            pos = self.pos_embed[0]
+        whole = height % self.patch_size == 0 == width % self.patch_size
+        own = self.pos_embed is None or self.pos_embed_max_size or size == (self.height, self.width)
+        return pos if whole and own and alike(x, self.proj.weight, pos) else None
+
+
 def _norm(name: str, forward: Any, *norms: str, **options: Any) -> Fused:
     return Fused(name, forward, ("adaln",), norms or ("norm",), **options)
 
@@ -191,6 +218,7 @@ def _one_batch(norm: nn.Module) -> str | None:
 
 
 BLOCKS = [
+    Fused("embeddings.PatchEmbed", PatchEmbed, ("patch_embed",)),
     _norm("normalization.AdaLayerNorm", AdaLayerNorm, unfit=_one_batch),
     _norm("normalization.AdaLayerNormZero", AdaLayerNormZero),
     _norm("normalization.AdaLayerNormZeroSingle", AdaLayerNormZeroSingle),
