@@ -166,8 +166,8 @@ cudaError_t tma_probe(const void* in, void* out, cudaStream_t stream) {
                 static_cast<TmaOut*>(out), row, column);
 }
 
-// ---- TMA from heads: of (2 samples, 20 tokens, 3 heads, 72), heads a token apart and tokens a sample apart or not, the
-// box of 16 tokens of one head, its first 64 columns (or 8 from `column` on, plain)
+// ---- TMA of rank 4: of (2 samples, 20 tokens, 3 heads, 72 columns) a box of 16 tokens of one head of one sample, 64
+// columns swizzled or 8 plain
 
 constexpr int kTmaHeads = 3, kTmaSamples = 2;
 struct TmaHeadsIn {

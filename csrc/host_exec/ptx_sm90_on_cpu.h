@@ -258,7 +258,8 @@ namespace dit {
 inline void tma_load(void* tile, const TensorMap* map, uint64_t* barrier, int row, int column, HOST_EXEC_CALLER) {
   host_exec::ptx::load(HOST_EXEC_SITE("TMA load"), tile, *map, barrier, {column, row, 0, 0}, 2);
 }
-inline void tma_load(void* tile, const TensorMap* map, uint64_t* barrier, int i0, int i1, int i2, int i3, HOST_EXEC_CALLER) {
+inline void tma_load(void* tile, const TensorMap* map, uint64_t* barrier, int i0, int i1, int i2, int i3,
+                     HOST_EXEC_CALLER) {
   host_exec::ptx::load(HOST_EXEC_SITE("TMA load"), tile, *map, barrier, {i0, i1, i2, i3}, 4);
 }
 

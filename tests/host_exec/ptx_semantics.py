@@ -231,8 +231,7 @@ def tma_load_head(columns: int, column: int, token: int) -> Probe:
 
 
 def wgmma(dtype: str, accumulate: bool = True, a_is: str = "k", b_is: str = "k", n: int = 64) -> Probe:
-    """a_is: "k" (rows of 64 along k), "m" (transposed) or "registers"; b_is: "k" or "n" (transposed); or both
-    "plain"."""
+    """a_is: "k" (rows along k), "m" (transposed) or "registers"; b_is: "k" or "n" (transposed); or both are "plain"."""
     size = 64
     fields = np.dtype(
         [("a", "u2", (size, size)), ("b", "u2", (size, n)), ("d", "f4", (128, n // 2)), ("registers", "u2", (128, 8))]

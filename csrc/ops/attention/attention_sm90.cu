@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "common/cuda/dispatch.h"
-#include "ops/attention/attention_sm90_backward.cuh"
+#include "ops/attention/attention_sm90_dkdv.cuh"
 
 namespace dit {
 namespace {
@@ -67,8 +67,9 @@ bool keeps_a_head(const AttentionBackward& a) {
 template <class T, int kDim, bool kWhole>
 cudaError_t launch_dkdv(const BackwardMaps& maps, const AttentionBackward& a, cudaStream_t stream) {
   const int64_t items = a.batch * a.heads * ceil_div(a.keys, kItemKeys);
-  return launch(attention_dkdv_sm90_kernel<T, kDim, kWhole>, dim3(unsigned(std::min<int64_t>(items, multiprocessors()))),
-                dim3(kDkdvThreads), DkdvRoom<kDim, kWhole>::kBytes, stream, maps, a);
+  const dim3 grid(unsigned(std::min<int64_t>(items, multiprocessors())));
+  return launch(attention_dkdv_sm90_kernel<T, kDim, kWhole>, grid, dim3(kBackwardThreads),
+                DkdvRoom<kDim, kWhole>::kBytes, stream, maps, a);
 }
 
 }  // namespace
@@ -120,7 +121,8 @@ int attention_backward_sm90_cuda(const AttentionBackward& a, void* stream) {
     if (error != cudaSuccess) return error;
     if (keeps_a_head(a)) return launch_dkdv<T, kDim, true>(maps, a, s);
     const int64_t blocks = a.batch * a.heads * ceil_div(a.queries, Room::kQueries);
-    error = launch(attention_dq_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kThreads), Room::kBytes, s, maps, a);
+    error = launch(attention_dq_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kBackwardThreads), Room::kBytes, s,
+                   maps, a);
     return error == cudaSuccess ? launch_dkdv<T, kDim, false>(maps, a, s) : error;
   });
 }

@@ -8,20 +8,22 @@
 //   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
 //   warpgroup g of 2: queries 64 g .. of the tile;   warp 8: loads
 //
-// A tile is 64 rows of one head: its first 64 columns swizzled, for Dh = 72 the other 8 plain behind them (ptx_sm90.cuh),
-// 9 KB in all. wgmma goes 16 deep, so q k^T takes 72 as 80: four steps of the swizzled block, and one whose second half
-// is a block of zeros that all tiles share. P v is 72 wide: wgmma of 64 and of 8 columns. Rows that do not exist are
-// zeros of TMA; keys that do not exist get a logit of -inf.
+// A tile is 64 rows of one head: its first 64 columns swizzled, for Dh = 72 the other 8 plain behind them
+// (ptx_sm90.cuh), 9 KB in all. wgmma goes 16 deep, so q k^T takes 72 as 80: four steps of the swizzled block, and one
+// whose second half is a block of zeros that all tiles share. P v is 72 wide: wgmma of 64 and of 8 columns. Rows that
+// do not exist are zeros of TMA; keys that do not exist get a logit of -inf.
 //
 // Why these tiles. A head of T = 256, Dh = 72 costs a multiprocessor, in cycles:
-//   q k^T    256 x 256 x 80 / 2048 = 2560;   P v    256 x 256 x 72 / 2048 = 2304   (tensor cores: 2048 products a cycle)
-//   exp      256 x 256 / 16 = 4096;          other arithmetic of softmax, about 5 a logit: 2600
-//   TMA      q, k, v, out: 147 KB at 20 bytes a cycle = 7200 (4.8 TB/s over 132 multiprocessors at 1.75 GHz)
-// 400 TFLOP/s are 10,900 cycles a head. So exponentials must overlap with products and both with loads, and neither
-// alone is short of time. Two blocks share a multiprocessor: 2 x 92 KB of shared memory, 2 x 288 threads of 112
-// registers. Of the four warpgroups one multiplies while others exponentiate, and one block's start and end hide behind
-// the other's middle. 112 registers hold: out 36, S 32, P 16. Within a warpgroup P v of a tile and S of the next are
-// issued together. Shared memory: S of 64 x 64 reads 4 KB in 32 cycles, as long as it takes; P comes from registers.
+//   q k^T  256 x 256 x 80 / 2048 = 2560 and P v 256 x 256 x 72 / 2048 = 2304 (tensor cores: 2048 products a cycle; more
+//          if a product 8 wide takes longer than the 4 cycles it should: there are 64)
+//   exp    256 x 256 / 16 = 4096;   other arithmetic of softmax, about 5 a logit: 2600
+//   TMA    q, k, v, out: 147 KB at 20 bytes a cycle = 7200 (4.8 TB/s over 132 multiprocessors at 1.75 GHz)
+// 400 TFLOP/s are 10,900 cycles a head: exponentials must overlap with products and both with loads, but none is short
+// of time. Two blocks share a multiprocessor: 2 x 92 KB of shared memory, 2 x 288 threads of 96 registers (18 warps, so
+// five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
+// while others exponentiate, and one block's start and end hide behind the other's middle; within a warpgroup nothing
+// overlaps: S of the next tile beside P v of this one would take 32 registers more. 96 hold: out 36, S 32, P 16.
+// Shared memory: S of 64 x 64 reads 4 KB in 32 cycles, as long as it takes; P comes from registers.
 //
 // The largest logit so far and the sum of exponentials are kept a row, online; logits, softmax and sums are float32,
 // exponentials base 2. P is rounded to storage as the operand of P v; out is rounded once.
@@ -103,8 +105,8 @@ template <class T, int kDim>
 DIT_DEVICE void issue_add(HeadSums<kDim>& d, const uint32_t (&a)[kRows / 16][4], const unsigned char* b) {
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k) {
-    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(d.main, a[k], wgmma_descriptor(b + k * 2 * kSwizzleAtomBytes),
-                                                         true);
+    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(
+        d.main, a[k], wgmma_descriptor(b + k * 2 * kSwizzleAtomBytes), true);
     if constexpr (kTail<kDim>)
       wgmma_m64k16_registers<T, kPlainRowElements, true>(
           d.tail, a[k],
@@ -112,7 +114,7 @@ DIT_DEVICE void issue_add(HeadSums<kDim>& d, const uint32_t (&a)[kRows / 16][4],
   }
 }
 
-// Sums to a left operand: element 4j + e as above to a[k][i], row g + 8 (i % 2), columns 16 k + 8 (i / 2) + 2t and next.
+// Sums to a left operand: element 4j + e as above to a[k][i], row g + 8 (i % 2), columns 16 k + 8 (i / 2) + 2t, + 1.
 template <class T>
 DIT_DEVICE void to_operand(const float (&s)[kRows / 2], uint32_t (&a)[kRows / 16][4]) {
 #pragma unroll
@@ -205,33 +207,13 @@ DIT_DEVICE void forward_loads(const ForwardMaps& maps, unsigned char* smem, int 
   }
 }
 
-// One warpgroup's 64 queries from `row`, on: what a thread holds of them is of rows row and row + 8.
-template <class T, int kDim>
-DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const unsigned char* q, int row, int tiles,
-                             int head, int sample, int lane) {
-  using Room = ForwardRoom<kDim>;
-  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-  auto *full = q_full + 1, *empty = full + Room::kStages;
-  const unsigned char *ring = smem + Room::kRing, *zeros = smem + Room::kZeros;
-  const float factor = a.scale * kLog2e;
-  const int keys = int(a.keys);
-  HeadSums<kDim> out;
-  float s[kRows / 2] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
-  uint32_t p[kRows / 16][4];
+// Of two rows: the largest logit so far, and this thread's part of the sum of exponentials.
+struct OnlineSoftmax {
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
 
-  mbarrier_wait(q_full, 0);
-#pragma unroll 1
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
-    const unsigned char *k = ring + 2 * stage * kTileBytes<kDim>, *v = k + kTileBytes<kDim>;
-    mbarrier_wait(full + stage, j / Room::kStages & 1);
-    wgmma_pin(s);
-    wgmma_fence();
-    issue_rows_by_rows<T, kDim>(s, q, k, zeros);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_pin(s);
-    scale_and_mask(s, factor, keys - j * kRows, lane);
+  // Turns a tile of logits into exponentials; out and total shrink to the new maximum.
+  template <int kDim>
+  DIT_DEVICE void add(float (&s)[kRows / 2], HeadSums<kDim>& out) {
     float best[2] = {top[0], top[1]};
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) best[i / 2 % 2] = fmaxf(best[i / 2 % 2], s[i]);
@@ -250,6 +232,38 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
       s[i] = exp2_approx(s[i] - top[i / 2 % 2]);
       total[i / 2 % 2] += s[i];
     }
+  }
+};
+
+// One warpgroup's 64 queries: what a thread holds of them is of rows row and row + 8.
+template <class T, int kDim>
+DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const unsigned char* q, int row, int tiles,
+                             int head, int sample, int lane) {
+  using Room = ForwardRoom<kDim>;
+  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
+  auto *full = q_full + 1, *empty = full + Room::kStages;
+  const unsigned char *ring = smem + Room::kRing, *zeros = smem + Room::kZeros;
+  const float factor = a.scale * kLog2e;
+  const int keys = int(a.keys);
+  HeadSums<kDim> out;
+  OnlineSoftmax softmax;
+  float s[kRows / 2] = {};
+  uint32_t p[kRows / 16][4];
+
+  mbarrier_wait(q_full, 0);
+#pragma unroll 1
+  for (int j = 0; j < tiles; ++j) {
+    const int stage = j % Room::kStages;
+    const unsigned char *k = ring + 2 * stage * kTileBytes<kDim>, *v = k + kTileBytes<kDim>;
+    mbarrier_wait(full + stage, j / Room::kStages & 1);
+    wgmma_pin(s);
+    wgmma_fence();
+    issue_rows_by_rows<T, kDim>(s, q, k, zeros);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_pin(s);
+    scale_and_mask(s, factor, keys - j * kRows, lane);
+    softmax.add(s, out);
     to_operand<T>(s, p);
     pin_operand(p);
     out.pin();
@@ -265,11 +279,11 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
   const int queries = int(a.queries);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    total[half] = row_sum(total[half]);
-    inverse[half] = 1.f / total[half];
+    const float total = row_sum(softmax.total[half]);
+    inverse[half] = 1.f / total;
     const int r = row + 8 * half;
     if (lane % 4 == 0 && r < queries)
-      a.lse[(sample * a.heads + head) * a.queries + r] = (top[half] + log2f(total[half])) * kLn2;
+      a.lse[(sample * a.heads + head) * a.queries + r] = (softmax.top[half] + log2f(total)) * kLn2;
   }
   T* to = static_cast<T*>(a.out) + (sample * a.queries * a.heads + head) * kDim;
   store_sums<T, kDim>(out, inverse, to, a.heads * kDim, row, queries, lane);

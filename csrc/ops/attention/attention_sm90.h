@@ -5,8 +5,8 @@
 
 namespace dit {
 
-// Whether these kernels take the arguments: dtype, Dh, and tensors that TMA can describe: rows at multiples of 16 bytes,
-// no stride of 0 but where there is one element, nothing empty.
+// Whether these kernels take the arguments: dtype, Dh, and tensors that TMA can describe: rows at multiples of 16
+// bytes, no stride of 0 but where there is one element, nothing empty. Scratch is not looked at.
 bool attention_fits_sm90(const AttentionForward& a);
 bool attention_fits_sm90(const AttentionBackward& a);
 
