@@ -89,10 +89,13 @@ def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
 
 
 def bench(n: int) -> tuple[Case, ...]:
-    """XL/2 and L/2 at 256 x 256 pixels, and at 512 x 512 with half the tokens in all."""
-    sizes = ((f"{model}, {pixels}px", max(1, n // part), t, dh) for model, dh in (("XL/2", 72), ("L/2", 64))
-             for pixels, t, part in ((256, 256, 1), (512, 1024, 8)))  # fmt: skip
-    return tuple(Case(f"{name}, N={m}", {"N": m, "T": t, "H": 16, "Dh": dh}) for name, m, t, dh in sizes)
+    """XL (Dh = 72) and L (64): 256 x 256 pixels in patches of 2 and 4, 512 x 512 with half the tokens in all."""
+    sizes = (("/2, 256px", 256, 1), ("/2, 512px", 1024, 8), ("/4, 256px", 64, 1))
+    return tuple(
+        Case(f"{model}{name}, N={max(1, n // part)}", {"N": max(1, n // part), "T": t, "H": 16, "Dh": dh})
+        for model, dh in (("XL", 72), ("L", 64))
+        for name, t, part in sizes
+    )
 
 
 SPEC = Spec(
