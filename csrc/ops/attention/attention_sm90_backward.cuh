@@ -33,9 +33,9 @@
 //   exponentials, and queries of the next head come meanwhile; k and v do not. 350 TFLOP/s are 31,300 cycles.
 //
 // dq. Queries are rows: S, dP, dq += dS k, dS from registers; two warpgroups of 64 queries and a warp that loads, one
-// block a multiprocessor. Products of dq and of the next tile's S and dP are issued together;
-// exponentials of one warpgroup hide behind the products of the other. At T = 1024 (seven products) a tile of 64 x 64
-// costs tensor cores 1056 to 1200 cycles in both kernels, 17,000 to 19,200 for 256 x 256; 350 TFLOP/s are 31,300.
+// block a multiprocessor. Products of dq and of the next tile's S and dP are issued together; exponentials of one
+// warpgroup hide behind the products of the other. At T = 1024 (seven products) a tile of 64 x 64 costs tensor cores
+// 1072 to 1216 cycles in both kernels, 17,200 to 19,500 for 256 x 256; 350 TFLOP/s are 31,300.
 //
 // P and dS are rounded to storage as operands, everything else is float32. A result is rounded once.
 #pragma once
