@@ -50,7 +50,7 @@ def test_many_tokens(t, s):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("kind,t", [("logits to 1e4", 63), ("identical rows", 63), ("one-hot", 63),
-                                    ("logits to 1e4", 100)])  # fmt: skip
+                                    ("logits to 1e4", 100), ("logits to 1e4", 300)])  # fmt: skip
 def test_hard_logits(kind, t, dtype):
     check(NAME, dtype, q=hard(kind, t, dtype, h=1))
 

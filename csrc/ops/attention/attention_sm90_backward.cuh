@@ -2,7 +2,7 @@
 // CUDA kernels of attention's backward for sm_90a: dq here, the others in attention_sm90_dkdv.cuh. Tensors, tiles and
 // layouts as attention_sm90.cuh's; dout dense like out.
 //
-//   P = exp(S - lse),   dv = P^T dout,   dS = P * (dout v^T - delta),   delta = rowsum(dout * out)
+//   P = softmax(S),   dv = P^T dout,   dS = P * (dP - delta),   dP = dout v^T,   delta = rowsum(P * dP)
 //   dq = scale * dS k,   dk = scale * dS^T q
 //
 // Two ways, both without atomics: each result has one owner and one order of summation.
@@ -13,11 +13,9 @@
 //   block (head * tiles + i): queries 128 i ..;   of dkdv: as above, an item is 256 keys of a head
 //
 // The three numbers are base, norm and delta: P = exp2(S * scale * log2(e) - base) * norm.
-//   Up to 256 keys (kExactKeys) the queries first walk over all keys for base, the largest logit, norm, 1 over the sum
-//   of exponentials, and delta = rowsum(P * dP). Nothing that was rounded is used, neither `out` nor lse: where few
-//   probabilities of a row are large, what remains of dP - delta may be as small as the rounding of `out`.
-//   Beyond, base is lse and delta rowsum(dout * out), as everywhere in print; norm is 1 / rowsum(exp(S - lse)), found
-//   with dq: in exact arithmetic 1, but lse is rounded, at 1e4 by up to 5e-4.
+//   dq's queries first walk over all keys for base, the largest logit, norm, 1 over the sum of exponentials, and delta.
+//   Nothing that was rounded is used, neither `out` nor lse: where few probabilities of a row are large, what remains of
+//   dP - delta may be as small as the rounding of `out`, and lse is rounded at 1e4 by up to 5e-4. It costs two products.
 //
 // dkdv. Keys are rows here: S^T = k q^T and dP^T = v dout^T, 64 keys by 64 queries at a time, so that P^T and dS^T are
 // left operands in registers as they stand. Warpgroup g of 2 owns the tiles of 64 keys g and g + 2: dk and dv of 128
@@ -34,12 +32,11 @@
 //
 // dq. Queries are rows: S, dP, dq += dS k, dS from registers; two warpgroups of 64 queries and a warp that loads, one
 // block a multiprocessor. Products of dq and of the next tile's S and dP are issued together; exponentials of one
-// warpgroup hide behind the products of the other. At T = 1024 (seven products) a tile of 64 x 64 costs tensor cores
-// 1072 to 1216 cycles in both kernels, 17,200 to 19,500 for 256 x 256; 350 TFLOP/s are 31,300.
+// warpgroup hide behind the products of the other. At T = 1024 (nine products) a tile of 64 x 64 costs tensor cores
+// 1392 to 1536 cycles in both kernels, 22,300 to 24,600 for 256 x 256; 350 TFLOP/s are 31,300.
 //
 // P and dS are rounded to storage as operands, everything else is float32. A result is rounded once.
 #pragma once
-#include "common/cuda/vec.cuh"
 #include "ops/attention/attention_sm90.cuh"
 
 namespace dit::sm90 {
@@ -51,7 +48,6 @@ struct BackwardMaps {
 // Of a block: two warpgroups that multiply, with 240 registers a thread, and one with 24, whose first warp loads.
 constexpr int kBackwardThreads = kConsumers + 128;
 constexpr int kKeyTiles = 4, kItemKeys = kKeyTiles * kRows;  // of an item of dkdv
-constexpr int kExactKeys = kItemKeys;                        // up to which dq walks over the keys twice
 
 // What dq leaves for dkdv, each (N, H, Tq).
 struct QueryStats {
@@ -59,17 +55,6 @@ struct QueryStats {
   DIT_DEVICE explicit QueryStats(const AttentionBackward& a)
       : base(a.scratch), norm(base + a.batch * a.heads * a.queries), delta(norm + a.batch * a.heads * a.queries) {}
 };
-
-// The sum of products of 8 elements each.
-template <class T>
-DIT_DEVICE float dot8(const T* x, const T* y) {
-  float a[8], b[8], sum = 0.f;
-  unpack(load_vec(x), a);
-  unpack(load_vec(y), b);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
-  return sum;
-}
 
 // What is known of rows of queries, two a thread, after some of their keys: P = exp2(S * factor - base) / total.
 struct RowStats {
@@ -133,8 +118,8 @@ struct DqRoom {
 };
 
 template <int kDim>
-DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int walks,
-                         int head, int sample) {
+DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int head,
+                         int sample) {
   using Room = DqRoom<kDim>;
   auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
   auto *full = q_full + 1, *empty = full + Room::kStages;
@@ -144,7 +129,7 @@ DIT_DEVICE void dq_loads(const BackwardMaps& maps, unsigned char* smem, int firs
     load_tile<kDim>(smem + Room::kDout + g * kTileBytes<kDim>, maps.dout, q_full, head, first + g * kRows, sample);
   }
   load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
-  for (int j = 0; j < walks * tiles; ++j) {
+  for (int j = 0; j < 2 * tiles; ++j) {
     const int stage = j % Room::kStages, row = j % tiles * kRows;
     if (j >= Room::kStages) mbarrier_wait(empty + stage, (j / Room::kStages - 1) & 1);
     unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
@@ -167,24 +152,21 @@ class DqGroup {
         row_(row), head_(head), sample_(sample), lane_(threadIdx.x % 32) {}
 
   DIT_DEVICE void run(int tiles) {
-    const bool exact = a_.keys <= kExactKeys;
     HeadSums<kDim> dq;
-    float s[kRows / 2] = {}, dp[kRows / 2] = {}, total[2] = {};
+    float s[kRows / 2] = {}, dp[kRows / 2] = {};
     mbarrier_wait(q_full_, 0);
-    const RowStats rows = exact ? walk(s, dp, tiles) : from_out();
-    // i counts stages; the tile of keys is i - begin.
-    const int begin = exact ? tiles : 0, end = begin + tiles, limit = int(a_.keys) + begin * kRows;
+    const RowStats rows = walk(s, dp, tiles);
     dq.pin();
-    issue(s, dp, begin);
+    issue(s, dp, tiles);  // stages are counted on: the tile of keys is i - tiles
 #pragma unroll 1
-    for (int i = begin; i + 1 < end; ++i) {
-      add(s, dp, rows, total, dq, i, i > begin, limit);
+    for (int i = tiles; i + 1 < 2 * tiles; ++i) {
+      add(s, dp, rows, dq, i, tiles);
       issue(s, dp, i + 1);
     }
-    add(s, dp, rows, total, dq, end - 1, tiles > 1, limit);
+    add(s, dp, rows, dq, 2 * tiles - 1, tiles);
     wgmma_wait<0>();
     dq.pin();
-    store(dq, rows, total);
+    store(dq, rows);
   }
 
  private:
@@ -203,22 +185,6 @@ class DqGroup {
     return rows;
   }
 
-  // base from lse, delta from out: the four lanes of a row share its columns.
-  DIT_DEVICE RowStats from_out() const {
-    RowStats rows;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row_ + 8 * half;
-      const bool exists = r < a_.queries;
-      const int64_t at = ((sample_ * a_.queries + r) * a_.heads + head_) * kDim;
-      rows.base[half] = exists ? a_.lse[item() * a_.queries + r] * kLog2e : 0.f;
-      for (int c = lane_ % 4 * 8; exists && c < kDim; c += 32)
-        rows.delta[half] += dot8(static_cast<const T*>(a_.dout) + at + c, static_cast<const T*>(a_.out) + at + c);
-      rows.delta[half] = row_sum(rows.delta[half]);
-    }
-    return rows;
-  }
-
   DIT_DEVICE void issue(float (&s)[kRows / 2], float (&dp)[kRows / 2], int i) const {
     const int stage = i % Room::kStages;
     mbarrier_wait(full_ + stage, i / Room::kStages & 1);
@@ -231,19 +197,17 @@ class DqGroup {
   }
 
   // dq += dS k of the tile whose S and dP are under way.
-  DIT_DEVICE void add(float (&s)[kRows / 2], float (&dp)[kRows / 2], const RowStats& rows, float (&total)[2],
-                      HeadSums<kDim>& dq, int i, bool release_last, int limit) {
+  DIT_DEVICE void add(float (&s)[kRows / 2], float (&dp)[kRows / 2], const RowStats& rows, HeadSums<kDim>& dq, int i,
+                      int tiles) {
     wgmma_wait<0>();  // and dq of the last tile
     wgmma_pin(s);
     wgmma_pin(dp);
     dq.pin();
-    if (release_last) warp_arrive(empty_ + (i - 1) % Room::kStages, lane_);
-    scale_and_mask(s, factor(), limit - i * kRows, lane_);
+    if (i > tiles) warp_arrive(empty_ + (i - 1) % Room::kStages, lane_);
+    scale_and_mask(s, factor(), int(a_.keys) - (i - tiles) * kRows, lane_);
 #pragma unroll
     for (int e = 0; e < kRows / 2; ++e) {
-      const float p = exp2_approx(s[e] - rows.base[e / 2 % 2]);
-      total[e / 2 % 2] += p;
-      dp[e] = p * (dp[e] - rows.delta[e / 2 % 2]);
+      dp[e] = exp2_approx(s[e] - rows.base[e / 2 % 2]) * (dp[e] - rows.delta[e / 2 % 2]);
     }
     to_operand<T>(dp, ds_);
     pin_operand(ds_);
@@ -252,13 +216,13 @@ class DqGroup {
     wgmma_commit();
   }
 
-  DIT_DEVICE void store(HeadSums<kDim>& dq, const RowStats& rows, const float (&total)[2]) const {
+  DIT_DEVICE void store(HeadSums<kDim>& dq, const RowStats& rows) const {
     const QueryStats stats(a_);
     const int queries = int(a_.queries);
     float factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float norm = 1.f / row_sum(total[half]);
+      const float norm = 1.f / rows.total[half];
       const int r = row_ + 8 * half;
       factors[half] = a_.scale * norm;
       if (lane_ % 4 == 0 && r < queries) {
@@ -302,8 +266,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     __syncthreads();
     if (threadIdx.x >= kConsumers) {
       setmaxnreg_fewer<24>();
-      if (threadIdx.x == kConsumers)
-        dq_loads<kDim>(maps, smem, first, groups, tiles, a.keys <= kExactKeys ? 2 : 1, head, sample);
+      if (threadIdx.x == kConsumers) dq_loads<kDim>(maps, smem, first, groups, tiles, head, sample);
       return;
     }
     setmaxnreg_more<240>();
