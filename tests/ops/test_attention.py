@@ -320,6 +320,21 @@ def test_sdpa_is_pytorchs_bit_for_bit(dtype):
         assert torch.equal(got[key], value), key
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tq,tk", [(63, 63), (25, 2), (7, 130)])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_as_exact_as_sdpa(backend, tq, tk, dtype):
+    """The rule of parity.py with PyTorch's own kernel in eager's place."""
+    given = {name: normal(2, tq if name == "q" else tk, 2, 72, seed=ord(name), dtype=dtype) for name in "qkv"}
+    exact = run(sdpa, {k: v.double() for k, v in given.items()}, tuple(given), dtype)
+    theirs = run(sdpa, given, tuple(given), dtype)
+    with use_backend(backend):
+        ours = run(attention, given, tuple(given), dtype)
+    for key, value in exact.items():
+        error, their_error, ratio = compare(ours[key], theirs[key], value, dtype)
+        assert ratio <= 1.0, f"{key}: error {error:.2e}, sdpa's {their_error:.2e}"
+
+
 def test_sdpa_says_which_kernel_pytorch_picked_and_pins_it(caplog, monkeypatch):
     pinned = []
     monkeypatch.setattr(libraries, "_reported", set())
