@@ -17,4 +17,15 @@ cudaError_t dispatch_cuda(Dtype dtype, F&& f) {
   return cudaErrorInvalidValue;
 }
 
+// The same for kernels on the tensor cores' 16-bit types.
+template <class F>
+cudaError_t dispatch_half_cuda(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::bf16: return f(static_cast<__nv_bfloat16*>(nullptr));
+    case Dtype::f16: return f(static_cast<__half*>(nullptr));
+    case Dtype::f32: break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace dit

@@ -4,23 +4,10 @@
 
 #include "ops/attention/attention_backward.cuh"
 #include "ops/attention/attention_sm90.h"
+#include "ops/attention/dispatch_heads.h"
 
 namespace dit {
 namespace {
-
-// Calls f(element, width) with a null pointer of the element type and the head width as a constant, where there are
-// kernels for them.
-template <class F>
-cudaError_t dispatch_heads(Dtype dtype, int64_t dim, F&& f) {
-  const auto with_width = [&](auto* element) {
-    if (dim == 64) return f(element, std::integral_constant<int, 64>());
-    if (dim == 72) return f(element, std::integral_constant<int, 72>());
-    return cudaErrorInvalidValue;
-  };
-  if (dtype == Dtype::bf16) return with_width(static_cast<__nv_bfloat16*>(nullptr));
-  if (dtype == Dtype::f16) return with_width(static_cast<__half*>(nullptr));
-  return cudaErrorInvalidValue;
-}
 
 int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "common/cuda/dispatch.h"
 #include "ops/attention/attention_sm90_dkdv.cuh"
+#include "ops/attention/dispatch_heads.h"
 
 namespace dit {
 namespace {
@@ -14,18 +14,6 @@ using namespace sm90;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kMost = (int64_t(1) << 31) - 1;
-
-// Calls f<T, Dh>() as f(null pointer to T, integral_constant of Dh).
-template <class F>
-cudaError_t dispatch_heads(Dtype dtype, int64_t dim, F&& f) {
-  return dispatch_cuda(dtype, [&](auto* element) {
-    if constexpr (is_half_type<std::remove_pointer_t<decltype(element)>>) {
-      if (dim == 64) return f(element, std::integral_constant<int, 64>{});
-      if (dim == 72) return f(element, std::integral_constant<int, 72>{});
-    }
-    return cudaErrorInvalidValue;
-  });
-}
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 

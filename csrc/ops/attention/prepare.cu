@@ -10,17 +10,6 @@ namespace {
 
 bool fits(int64_t dim) { return dim % 8 == 0 && dim <= kPrepareWidth; }
 
-// Calls f with a null pointer of a 16-bit element type.
-template <class F>
-cudaError_t dispatch_half(Dtype dtype, F&& f) {
-  switch (dtype) {
-    case Dtype::bf16: return f(static_cast<__nv_bfloat16*>(nullptr));
-    case Dtype::f16: return f(static_cast<__half*>(nullptr));
-    case Dtype::f32: break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 int prepare_cuda(const Prepare& a, void* stream) {
@@ -28,7 +17,7 @@ int prepare_cuda(const Prepare& a, void* stream) {
   const auto blocks = [&](int64_t tokens) {
     return unsigned((a.batch * tokens * a.heads + kPrepareRows - 1) / kPrepareRows);
   };
-  return dispatch_half(a.dtype, [&](auto* element) {
+  return dispatch_half_cuda(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return launch(prepare_kernel<T>, dim3(blocks(a.queries) + blocks(a.keys)), dim3(kPrepareLanes, kPrepareRows), 0,
                   static_cast<cudaStream_t>(stream), a, blocks(a.queries));
@@ -37,7 +26,7 @@ int prepare_cuda(const Prepare& a, void* stream) {
 
 int prepare_backward_cuda(const PrepareBackward& a, void* stream) {
   if (!fits(a.dim)) return cudaErrorInvalidValue;
-  return dispatch_half(a.dtype, [&](auto* element) {
+  return dispatch_half_cuda(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     return launch(prepare_backward_kernel<T>, dim3(unsigned(a.chunks())), dim3(kPrepareLanes, kPrepareRows), 0,
                   static_cast<cudaStream_t>(stream), a, unsigned(a.query_chunks()));
