@@ -365,7 +365,7 @@ FAMILIES = [
     Family(
         ("MochiTransformer3DModel",),
         (_block("transformer_mochi", "MochiTransformerBlock", Mochi),),
-        ("AdaLayerNormContinuous",),
+        ("PatchEmbed", "AdaLayerNormContinuous"),
         RMS,
     ),
     Family(
