@@ -265,7 +265,9 @@ def _dkdv_kernel(
             s = _dot(k0, q0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
             if D1 > 0:
                 s = _dot(k1, q1.T, s)
-        p = tl.exp2(s * (scale * LOG2E) - row_lse[None, :]) * row_norm[None, :]
+        # At most 0 but for rounding; of keys that do not exist, whose logit is 0, it may be anything.
+        exponent = tl.minimum(s * (scale * LOG2E) - row_lse[None, :], 1.0)
+        p = tl.exp2(exponent) * row_norm[None, :]
         ds = (p * (dp - row_delta[None, :])).to(k.dtype.element_ty)
         p = p.to(k.dtype.element_ty)
         dv0 = _dot(p, do0, dv0)
