@@ -357,10 +357,8 @@ def test_flash_attn_is_called_or_says_why_not(monkeypatch):
     with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="flash-attn package is not installed"):
         attention(QKV)
     monkeypatch.setattr(libraries, "_installed", lambda module: module == "flash_attn")
-    with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="takes bfloat16 and float16, got"):
-        attention(QKV)
     with use_backend("flash_attn"), pytest.raises(BackendUnavailable, match="tensors are on cpu"):
-        attention(QKV.half())
+        attention(QKV)
     called = {}
     package = types.ModuleType("flash_attn")
     package.flash_attn_func = lambda q, k, v, **options: called.update(options, shapes=(q.shape, k.shape)) or (v, None)

@@ -52,7 +52,7 @@ def _gpu_only(tensors: Sequence[Tensor]) -> str | None:
 
 
 def _half_on_gpu(tensors: Sequence[Tensor]) -> str | None:
-    if tensors[0].dtype not in (torch.bfloat16, torch.float16):
+    if tensors[0].device.type == "cuda" and tensors[0].dtype not in (torch.bfloat16, torch.float16):
         return f"it takes bfloat16 and float16, got {tensors[0].dtype}"
     return _gpu_only(tensors)
 

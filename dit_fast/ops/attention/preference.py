@@ -29,7 +29,12 @@ class Win:
     result: str
 
 
-WINS: tuple[Win, ...] = ()
+WINS = (
+    Win(
+        "cpu", "avx2", (torch.float32, torch.bfloat16), (64, 72), (64, 1024),
+        "benchmarks/results/cpu-amd-epyc-avx2-attention.json",
+    ),
+)  # fmt: skip
 
 DEFAULT = {"cpu": ("sdpa", "cpu", "reference"), "cuda": ("sdpa", "cuda", "triton", "reference")}
 
