@@ -29,6 +29,10 @@ def draw(numbers: range, labels: Tensor | None) -> Tensor:
     return images
 
 
+class Stop(Exception):
+    pass
+
+
 def test_the_file_is_what_the_evaluator_reads(tmp_path):
     labels = protocol_labels(11, 3, "balanced")
     out = draw_to_npz(draw, 11, tmp_path / "deep" / "s", labels=labels, batch_size=4, progress=False)
@@ -51,6 +55,29 @@ def test_grey_is_repeated_and_no_labels_are_none(tmp_path):
     assert images.shape == (3, 4, 6, 3) and all(np.array_equal(images[..., c], images[..., 0]) for c in (1, 2))
 
 
+def test_the_layout_of_what_is_drawn_does_not_matter(tmp_path):
+    def turned(numbers: range, labels: Tensor | None) -> Tensor:
+        return draw(numbers, labels).permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+
+    out = draw_to_npz(turned, 3, tmp_path / "t.npz", batch_size=1, progress=False)
+    assert np.array_equal(np.load(out)["arr_0"], draw(range(3), None).numpy())
+
+
+def test_a_part_that_is_half_written_is_drawn_again(tmp_path, monkeypatch):
+    save = np.save
+
+    def half(file: Any, array: np.ndarray) -> None:
+        save(file, array[:1])
+        raise Stop
+
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(Stop):
+        draw_to_npz(draw, 3, tmp_path / "s.npz", progress=False)
+    monkeypatch.undo()
+    out = draw_to_npz(draw, 3, tmp_path / "s.npz", progress=False)
+    assert np.array_equal(np.load(out)["arr_0"], draw(range(3), None).numpy())
+
+
 def test_labels_of_the_protocol():
     assert protocol_labels(5, 0) is None
     balanced = protocol_labels(50, 7, "balanced")
@@ -62,10 +89,6 @@ def test_labels_of_the_protocol():
     assert len(counts) == 7 and float(((counts - 10_000) ** 2 / 10_000).sum()) < 22.5  # chi squared, 6 degrees, 0.1%
     with pytest.raises(ValueError, match="labels: expected 'random' or 'balanced', got 'sorted'"):
         protocol_labels(5, 2, "sorted")
-
-
-class Stop(Exception):
-    pass
 
 
 def test_it_goes_on_where_it_was_and_the_bytes_are_the_same(tmp_path):
@@ -151,12 +174,12 @@ def rank_of_two(rank: int, port: int, out: Path, seconds: float) -> None:
         assert out.exists()
 
 
-def start_two(out: Path, seconds: float) -> list[Any]:
+def start_two(out: Path, seconds: tuple[float, float]) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")  # no time for imports; the children use no thread of the parent's
-    processes = [context.Process(target=rank_of_two, args=(rank, port, out, seconds), daemon=True) for rank in (0, 1)]
+    processes = [context.Process(target=rank_of_two, args=(r, port, out, seconds[r]), daemon=True) for r in (0, 1)]
     for process in processes:
         process.start()
     return processes
@@ -165,7 +188,7 @@ def start_two(out: Path, seconds: float) -> list[Any]:
 def test_two_ranks_killed_and_resumed_write_the_file_of_one(tmp_path):
     one = draw_to_npz(draw, 11, tmp_path / "one.npz", labels=protocol_labels(11, 3), batch_size=2, progress=False)
     out, parts, log = tmp_path / "two.npz", tmp_path / "two.npz.parts", tmp_path / "two.npz.drawn"
-    first = start_two(out, 0.5)
+    first = start_two(out, (0.5, 0.5))
     deadline = time.monotonic() + 60
     while len(list(parts.glob("*.npy"))) < 2:
         assert time.monotonic() < deadline and all(process.is_alive() for process in first)
@@ -176,7 +199,7 @@ def test_two_ranks_killed_and_resumed_write_the_file_of_one(tmp_path):
     kept = {int(p.stem) for p in parts.glob("*.npy")}
     assert not out.exists() and 2 <= len(kept) < 6
     log.unlink()
-    for process in start_two(out, 0):
+    for process in start_two(out, (0, 0.3)):
         process.join(60)
         assert process.exitcode == 0
     lines = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
