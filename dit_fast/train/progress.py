@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dit_fast.optim import AdamWEMA
-
 from .watch import Record, RunInfo, Watcher
 
 LOG = logging.getLogger("dit_fast")
@@ -48,19 +46,15 @@ class Progress:
     def step(self, loss: float) -> None:
         self.losses.append(loss)
 
-    def record(self, step: int, optimizer: AdamWEMA) -> None:
-        """The mean loss since the last record, and the last step's gradient and learning rate."""
-        norm = None if optimizer.grad_norm is None else optimizer.grad_norm.item()  # waits for the GPU
+    def record(self, step: int, norm: float, lr: float) -> None:
+        """The mean loss since the last record, and the last step's norm of the gradient and learning rate."""
         count, now = len(self.losses), time.perf_counter()
         since, then = self._recorded
-        if count == since:
-            return
         self._recorded = count, now
         batch = self.info.config.batch_size
         rate = (count - since) * batch / (now - then)
         flops = 2 * 3 * self.info.macs_per_image  # forward, and twice as many backward
         mean = sum(self.losses[since:]) / (count - since)
-        lr = optimizer.param_groups[0]["lr"]
         self._tell(
             "record",
             Record(step, mean, norm, lr, step * batch, rate, self.all_seconds, rate * flops / 1e12, None, _memory()),
