@@ -50,7 +50,7 @@ class TrainConfig:
         out: the run's folder.
         resume: "auto" goes on from the newest whole checkpoint in `out`; "never" refuses a folder that has one; or the
             path of a checkpoint.
-        save_every, keep: updates between checkpoints; how many of the newest are kept (0: all).
+        save_every, keep: updates between checkpoints (0: none); how many of the newest are kept (0: all).
         log_every: updates between records.
         sample_every, sample_steps, sample_scale, sample_count: images drawn with the averaged weights each so many
             updates (0: never), their steps, guidance scale and number.
@@ -123,7 +123,7 @@ HINTS: dict[str, Any] = get_type_hints(TrainConfig)
 
 AT_LEAST = {
     "image_size": 1, "workers": 0, "num_classes": 0, "steps": 1, "batch_size": 1, "accumulate": 1, "weight_decay": 0,
-    "warmup": 0, "max_grad_norm": 0, "seed": 0, "shard": 0, "save_every": 1, "keep": 0, "log_every": 1,
+    "warmup": 0, "max_grad_norm": 0, "seed": 0, "shard": 0, "save_every": 0, "keep": 0, "log_every": 1,
     "sample_every": 0, "sample_steps": 1, "sample_scale": 0, "sample_count": 1,
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ the float32 master of pure_bf16 (4), and under autocast the bfloat16 copy that p
 but the copies by the ranks that share them, and gathers two blocks at a time.
 
 Of each image, with `a` bytes an element where products take it and `s` bytes in the residual stream (4 and 4 in
-float32, 2 and 4 under autocast, 2 and 2 in pure_bf16), what the backward needs is kept:
+float32, 2 and 4 under autocast, 2 and 2 in pure_bf16 and in FSDP's bf16), what the backward needs is kept:
 
     attention   h, packed q k v, out: 5 T D a;      its output y and the residual x after it: 2 T D s
     MLP         h, and both sides of the GELU: (1 + 2 r) T D a;      y and x: 2 T D s
@@ -18,11 +18,12 @@ With checkpointing a block keeps its x and h, 2 T D s, of which the first is the
 the rest.
 
 Not counted: the images themselves, terms without a factor T, kernels' scratch memory, gradients of activations while
-the backward passes through a block, the allocator's slack, and what CUDA and its libraries take. Activations are those of
-the package's own kernels; attention of another library may keep its operands once more.
+the backward passes through a block, the allocator's slack, and what CUDA and its libraries take. Activations are those
+of the package's own kernels; attention of another library may keep its operands once more.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 from dit_fast.models import DiT
 
@@ -64,6 +65,7 @@ def estimate_memory(model: DiT, config: TrainConfig, ranks: int = 1) -> Memory:
         matrices = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1)
         copies = CAST * matrices if config.precision == "bf16" else 0
     images = config.batch_size // config.accumulate // ranks
+    stream = "pure_bf16" if sharded and config.precision == "bf16" else config.precision  # FSDP casts, not autocast
     return Memory(
         weights=wide * own,
         gradients=wide * own,
@@ -71,19 +73,19 @@ def estimate_memory(model: DiT, config: TrainConfig, ranks: int = 1) -> Memory:
         average=AVERAGE * own,
         masters=MASTER * own if pure else 0,
         copies=copies,
-        activations=images * activation_bytes(model, config.precision, config.checkpointing),
+        activations=images * activation_bytes(model, stream, config.checkpointing),
     )
 
 
 def activation_bytes(model: DiT, precision: str, checkpointing: bool, recomputed: bool = True) -> int:
     """Kept for the backward of one image of the model's own size; `recomputed`: with the block at work."""
     grid, d, design = model.grid, model.pos_embed.shape[-1], model.conditioning
+    ratio = cast("float", model.config["mlp_ratio"])
     s = 2 if precision == "pure_bf16" else 4
     a = 4 if precision == "float32" else 2
     outside = grid[0] * grid[1]
     conditioning = 1 if model.y_embedder is None else 2
     t = outside + conditioning if design == "in_context" else outside
-    ratio = model.config["mlp_ratio"]
     cross = design == "cross_attention"
     full = int(t * d * (a * (6 + 2 * ratio) + s * 4)) + 4 * t * (4 + model.num_heads)
     if cross:
