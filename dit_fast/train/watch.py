@@ -45,7 +45,8 @@ class RunInfo:
 
     Attributes:
         macs_per_image: multiply-adds of one image's forward (the paper's count).
-        device: its name.
+        device: its name, "cpu" for a CPU.
+        peak_tflops: dense, of one device; None where it is not known.
     """
 
     config: TrainConfig
@@ -55,6 +56,7 @@ class RunInfo:
     device: str
     start_step: int
     out: Path
+    peak_tflops: float | None = None
 
 
 class Watcher:
