@@ -21,6 +21,7 @@ from .distributed import Ranks, Spread, connect
 from .failure import Batch
 from .interrupt import Interrupt
 from .loader import Order, Source, batches
+from .metrics import peak_tflops
 from .objective import Draws, draw, lr_factor, make_objective, stream
 from .progress import Progress
 from .watch import RunInfo, Watcher, watchers_for
@@ -75,10 +76,10 @@ class Trainer:
     ) -> None:
         self.config = config
         self.ranks = connect(device)
-        self.source = _open(config) if source is None else source
+        self.source = open_data(config) if source is None else source
         self.images = _rows(config, self.ranks.world)
         self.order = Order(len(self.source), config.batch_size, config.seed)
-        self.model = _prepare(_build(config, self.source) if model is None else model, config, self.ranks.device)
+        self.model = _prepare(build_model(config, self.source) if model is None else model, config, self.ranks.device)
         _check(self.model, self.source)
         self.objective = make_objective(config, self.model)
         self.spread = Spread(self.model, config, self.ranks)
@@ -108,7 +109,7 @@ class Trainer:
         seconds = checkpoint.resume(self)
         info = RunInfo(
             config, sum(p.numel() for p in self.model.parameters()), count_macs(self.model, *self.source.shape[1:]),
-            ranks.world, _name(ranks.device), self.step, self.out,
+            ranks.world, _name(ranks.device), self.step, self.out, peak_tflops(config, ranks.device),
         )  # fmt: skip
         progress = Progress(info, self.watchers, seconds)
         first = ranks.rank * self.images
@@ -274,7 +275,8 @@ class _Told:
         return mean, norm, stop > 0
 
 
-def _open(config: TrainConfig) -> Source:
+def open_data(config: TrainConfig) -> Source:
+    """What `config.data` names."""
     from dit_fast.data import open_source
 
     return open_source(
@@ -294,7 +296,8 @@ def _rows(config: TrainConfig, world: int) -> int:
     return config.batch_size // world
 
 
-def _build(config: TrainConfig, source: Source) -> DiT:
+def build_model(config: TrainConfig, source: Source) -> DiT:
+    """The model that `config` asks for, of the data's shape and classes, with weights drawn from `config.seed`."""
     classes = source.num_classes if config.num_classes is None else config.num_classes
     arguments: dict[str, Any] = {
         "input_size": tuple(source.shape[1:]), "in_channels": source.shape[0], "num_classes": classes,

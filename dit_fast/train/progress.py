@@ -2,15 +2,13 @@
 """Counts and clocks of a run, and telling its watchers."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from .metrics import memory_bytes, throughput
 from .watch import Record, RunInfo, Watcher
 
 LOG = logging.getLogger("dit_fast")
@@ -51,14 +49,15 @@ class Progress:
         count, now = len(self.losses), time.perf_counter()
         since, then = self._recorded
         self._recorded = count, now
-        batch = self.info.config.batch_size
-        rate = (count - since) * batch / (now - then)
-        flops = 2 * 3 * self.info.macs_per_image  # forward, and twice as many backward
-        mean = sum(self.losses[since:]) / (count - since)
+        info, batch = self.info, self.info.config.batch_size
+        speed = throughput((count - since) * batch, now - then, info.macs_per_image, info.peak_tflops, info.world_size)
         self._tell(
             "record",
-            Record(step, mean, norm, lr, step * batch, rate, self.all_seconds, rate * flops / 1e12, None, _memory()),
-        )
+            Record(
+                step, sum(self.losses[since:]) / (count - since), norm, lr, step * batch, speed.images_per_second,
+                self.all_seconds, speed.tflops, speed.mfu, memory_bytes("cpu" if info.device == "cpu" else "cuda"),
+            ),
+        )  # fmt: skip
 
     def samples(self, step: int, images: Tensor, labels: Tensor | None) -> None:
         self._tell("samples", step, images, labels)
@@ -76,11 +75,3 @@ class Progress:
             except Exception:
                 LOG.exception("train: %s failed at `%s` and is told no more", type(watcher).__name__, event)
                 self.watchers.remove(watcher)
-
-
-def _memory() -> int:
-    """Bytes: the most that tensors took on the GPU, or else that this process took."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
