@@ -8,18 +8,16 @@ step of warm-up.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from dit_fast.diffusion.checks import Model, check_generator, check_like, draw_noise
+from dit_fast.diffusion.checks import Model, check_like, draw_noise
+from dit_fast.diffusion.loops import Device, last_sample, start_noise, with_bar
 from dit_fast.diffusion.process import DenoisedFn, ModelKwargs, Process
 
 CondFn = Callable[..., Tensor]
-Device = torch.device | str | int | None
 
 
 class Samplers(Process):
@@ -130,7 +128,7 @@ class Samplers(Process):
             progress,
             generator=generator,
         )
-        return _last(steps)
+        return last_sample(steps)
 
     def p_sample_loop_progressive(
         self,
@@ -153,7 +151,7 @@ class Samplers(Process):
                 model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, generator=generator
             )
 
-        return self._loop(step, _start(model, shape, noise, device, generator), progress)
+        return self._loop(step, start_noise(model, shape, noise, device, generator), progress)
 
     def ddim_sample_loop(
         self,
@@ -184,7 +182,7 @@ class Samplers(Process):
             eta,
             generator=generator,
         )
-        return _last(steps)
+        return last_sample(steps)
 
     def ddim_sample_loop_progressive(
         self,
@@ -208,12 +206,12 @@ class Samplers(Process):
                 model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, eta, generator=generator
             )
 
-        return self._loop(step, _start(model, shape, noise, device, generator), progress)
+        return self._loop(step, start_noise(model, shape, noise, device, generator), progress)
 
     def _loop(
         self, step: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, progress: bool
     ) -> Iterator[dict[str, Tensor]]:
-        for i in _with_bar(range(self.num_timesteps - 1, -1, -1), progress):
+        for i in with_bar(range(self.num_timesteps - 1, -1, -1), progress):
             t = torch.full(x.shape[:1], i, dtype=torch.int64, device=x.device)
             with torch.no_grad():  # around the step only: what the caller does between steps is the caller's
                 out = step(x, t)
@@ -237,52 +235,3 @@ def _noise_for(
         return draw_noise(x, dtype, generator)
     check_like("noise", noise, "x", x)
     return noise.to(dtype)
-
-
-def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
-    for out in steps:
-        sample = out["sample"]
-    return sample
-
-
-def _with_bar(steps: Iterable[int], progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    try:
-        bar: Callable[..., Iterable[int]] = importlib.import_module("tqdm.auto").tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs the package tqdm: pip install tqdm") from error
-    return bar(steps)
-
-
-def _start(
-    model: Model,
-    shape: Sequence[int],
-    noise: Tensor | None,
-    device: Device,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """x_T: the noise that was given, checked against shape and device, or fresh noise."""
-    wanted = None if device is None else torch.device(device)
-    if noise is None:
-        place = _device_of(model) if wanted is None else wanted
-        check_generator(generator, place)
-        return torch.randn(tuple(shape), device=place, generator=generator)
-    if noise.shape != tuple(shape) or not noise.is_floating_point():
-        raise ValueError(
-            f"noise: expected floating point {tuple(shape)}, came {noise.dtype} {tuple(noise.shape)}"
-        )
-    if wanted is not None and (
-        wanted.type != noise.device.type or wanted.index not in (None, noise.device.index)
-    ):
-        raise ValueError(f"device: expected noise's device {noise.device}, came {wanted}")
-    return noise
-
-
-def _device_of(model: Any) -> torch.device:
-    """Where the parameters of a module (or of a bound method's module) are; else torch's default device."""
-    owner = getattr(model, "__self__", model)
-    if isinstance(owner, torch.nn.Module):
-        for parameter in owner.parameters():
-            return parameter.device
-    return torch.get_default_device()

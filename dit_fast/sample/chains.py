@@ -27,8 +27,10 @@ class Chain(Protocol):
     """Of the model in a step: 1 or 2."""
     draws_noise: bool
 
-    def step(self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, noise: Tensor | None) -> Tensor:
-        """x after step i, an int64 (1,) on x's device; `evaluate` holds one function for each evaluation."""
+    def step(
+        self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, times: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """x after step i, an int64 (1,) on x's device, as `times` is; `evaluate` holds one function an evaluation."""
         ...
 
 
@@ -46,7 +48,9 @@ class DiffusionChain:
         self.ddim, self.eta = ddim, eta
         self.draws_noise = eta > 0 if ddim else True
 
-    def step(self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, noise: Tensor | None) -> Tensor:
+    def step(
+        self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, times: Tensor, noise: Tensor | None
+    ) -> Tensor:
         def model(x: Tensor, t: Tensor) -> Tensor:  # which t, `evaluate` knows
             return evaluate[0](x)
 
@@ -69,11 +73,13 @@ class FlowChain:
         self.levels = [1000 * (1 - i / steps) for i in range(steps + 1)]
         self.evaluations = 2 if method == "heun" else 1
 
-    def step(self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, noise: Tensor | None) -> Tensor:
+    def step(
+        self, evaluate: tuple[Evaluate, ...], x: Tensor, i: Tensor, times: Tensor, noise: Tensor | None
+    ) -> Tensor:
         in_order = iter(evaluate)
 
         def model(x: Tensor, t: Tensor) -> Tensor:  # which t, `evaluate` knows
             return next(in_order)(x)
 
-        t, t_next = ((at.to(torch.float32) / self.steps).expand(len(x)) for at in (i, i + 1))
+        t, t_next = (times.index_select(0, at).expand(len(x)) for at in (i, i + 1))
         return self.flow.flow_step(model, x, t, t_next, self.method)["sample"]
