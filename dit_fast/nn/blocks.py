@@ -108,7 +108,7 @@ class AdaLNZeroBlock(Block):
     def split(self, rows: Tensor) -> list[Modulation]:
         """rows (N, 6D), what `adaLN_modulation` gives; the modulations are views of it."""
         m = rows.chunk(6, dim=1)
-        return [Modulation(*m[:3]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
+        return [Modulation(m[0], m[1], m[2]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
 
 
 class AdaLNBlock(Block):

@@ -14,8 +14,8 @@ from torch import Tensor
 def stream_seed(seed: int, image: int) -> int:
     """What the generator of an image starts from: 64 bits.
 
-    A CPU's generator takes the lower 32 of them. So they count the images, from a start that depends on the seed: no two
-    of the first 2**32 images share a stream, as some would if each were hashed.
+    A CPU's generator takes the lower 32 of them. So they count the images, from a start that depends on the seed: no
+    two of the first 2**32 images share a stream, as some would if each were hashed.
     """
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big")
     return (start + image) % 2**64
