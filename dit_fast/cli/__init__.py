@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `dit-fast`: info, parity, demo, sample, convert."""
+"""The command `dit-fast`: info, parity, demo, encode, sample, convert."""
 
 import argparse
 import os
 import sys
 
-from . import convert, demo, info, parity, sample
+from . import convert, demo, encode, info, parity, sample
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (info, parity, demo, sample, convert):
+    for module in (info, parity, demo, encode, sample, convert):
         name = module.__name__.rsplit(".", 1)[1]
         about = (module.__doc__ or "").strip()
         command = commands.add_parser(name, help=about.splitlines()[0], description=about)
@@ -21,13 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input."""
+    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input, a bad disk, no library."""
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"dit-fast {arguments.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"dit-fast {arguments.command}: {error}", file=sys.stderr)
+        return 2
