@@ -11,6 +11,9 @@ import logging
 import os
 import shutil
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +114,8 @@ def load(trainer: "Trainer", path: Path) -> float:
     unlike = sorted({name for name in ours if not name.startswith("rng/")} ^ theirs)
     if unlike:
         raise ValueError(f"train: the state of {path} does not fit: only one side has {', '.join(unlike[:4])}")
-    dcp.load(ours, storage_reader=reader)
+    with _one_process_is_fine():
+        dcp.load(ours, storage_reader=reader)
     for name, device in (("cpu", None), ("cuda", trainer.ranks.device)):
         state = ours.get(f"rng/{trainer.ranks.rank}/{name}")
         if state is not None:
@@ -130,6 +134,14 @@ def _state(trainer: "Trainer") -> dict[str, Tensor]:
         for key, value in trainer.optimizer.state.get(param, {}).items():
             state[f"optimizer/{name}/{key}"] = value.reshape(1) if value.dim() == 0 else value  # a view: loads in place
     return state
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """Without torch.distributed's warning that there is one process only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _try(function: Any, *arguments: object) -> str | None:
@@ -160,7 +172,9 @@ def _save_models(
 
 
 def _save_state(trainer: "Trainer", folder: Path) -> None:
-    dcp.save(_state(trainer), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _one_process_is_fine():
+        dcp.save(_state(trainer), storage_writer=writer)
 
 
 def _finish(partial: Path, path: Path, manifest: dict[str, Any]) -> None:

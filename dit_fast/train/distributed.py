@@ -4,6 +4,7 @@
 Started by `torchrun`, or by anything that sets its variables or initialises `torch.distributed`; else one process.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ def _shard(model: DiT, config: TrainConfig, ranks: Ranks) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if config.precision != "float32":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    # that such views are not to be written, which nothing here does
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for block in model.blocks:
         modulating = [part for name, part in block.named_children() if name not in ("attn", "cross_attn", "mlp")]
         fully_shard(modulating, mesh=mesh, mp_policy=policy)

@@ -17,7 +17,8 @@ from dit_fast.optim import AdamWEMA
 
 from . import checkpoint, failure
 from .config import TrainConfig
-from .distributed import Spread, connect
+from .distributed import Ranks, Spread, connect
+from .failure import Batch
 from .interrupt import Interrupt
 from .loader import Order, Source, batches
 from .metrics import peak_tflops
@@ -92,13 +93,15 @@ class Trainer:
         self.watchers = list(watchers_for(config) if watchers is None else watchers) if self.ranks.first else []
         self.out = Path(config.out)
         self.step = 0
+        self._batch: Batch | None = None
 
     def run(self) -> TrainResult:
         """Train to `config.steps`, or to a SIGTERM.
 
         Raises:
-            FloatingPointError: the loss of a step is not finite. That step's update is not made; `failed-step-N` in
-                `config.out` holds the weights before it and the batch.
+            FloatingPointError: the loss of a step is not finite: its update is not made. Or its gradient alone is not:
+                that shows a step later, and no checkpoint is made in between. `failed-step-N` in `config.out` holds
+                the batch and the weights as they are.
             ValueError: the checkpoint to resume from does not fit, or is not whole.
         """
         config, ranks = self.config, self.ranks
@@ -151,17 +154,24 @@ class Trainer:
                 loss = self._losses(x[part], y[part], draws.rows(part))  # (N / accumulate,)
                 losses.append(loss.detach())
                 if last:
-                    reduced = _Reduced(torch.cat(losses), stop, ranks)
+                    told = _Told(torch.cat(losses), self.optimizer.grad_norm, stop, ranks)
                 (loss.mean() / config.accumulate).backward()
-        mean, stopping = reduced.wait()  # of the forward: the GPU is in the backward, and does not wait for us
+        mean, norm, stopping = told.wait()  # of the forward: the GPU is in the backward, and does not wait for us
+        self._check_gradient(norm)
+        self._batch = Batch(self.step, x, y, draws, torch.cat(losses))
         if not math.isfinite(mean):
-            failure.stop(
-                self, self.step, x, y, draws, torch.cat(losses), f"the loss of step {self.step} is {mean}"
-            )
+            failure.stop(self, self._batch, f"the loss of step {self.step} is {mean}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return mean, stopping
+
+    def _check_gradient(self, norm: float) -> None:
+        """Stop where the last update was made with a gradient that is not finite."""
+        if not math.isfinite(norm):
+            assert self._batch is not None
+            what = f"the gradient of step {self._batch.step} is {norm}, and its update is made (not saved)"
+            failure.stop(self, self._batch, what)
 
     def draws(self, x: Tensor) -> Draws:
         """This rank's rows of the step's times, noise and label drops."""
@@ -194,11 +204,20 @@ class Trainer:
     def _after(self, progress: Progress, last: bool) -> None:
         """What happens between two steps: records, images, checkpoints."""
         config = self.config
-        if last or self.step % config.log_every == 0:
-            progress.record(self.step, self.optimizer)
-        if self.draw_images is not None and config.sample_every and (last or self.step % config.sample_every == 0):
+        record, samples, save = (
+            every > 0 and (last or self.step % every == 0)
+            for every in (config.log_every, config.sample_every, config.save_every)
+        )
+        if not (record or samples or save):
+            return
+        assert self.optimizer.grad_norm is not None
+        norm = self.optimizer.grad_norm.item()  # waits for the GPU
+        self._check_gradient(norm)
+        if record:
+            progress.record(self.step, norm, self.optimizer.param_groups[0]["lr"])
+        if samples and self.draw_images is not None:
             self._samples(progress)
-        if config.save_every and (last or self.step % config.save_every == 0):
+        if save:
             checkpoint.save(self, progress)
 
     def _samples(self, progress: Progress) -> None:
@@ -227,31 +246,33 @@ class Trainer:
         )
 
 
-class _Reduced:
-    """The mean loss over all rows of all ranks, and whether any rank is told to stop, on their way to the host.
+class _Told:
+    """The mean loss over all rows of all ranks, the last gradient's norm and whether a rank is to stop, for the host.
 
     The copy starts behind the forward pass; whoever waits for it after the backward pass was issued waits for nothing.
     """
 
-    def __init__(self, losses: Tensor, stop: bool, ranks: Any) -> None:
-        told = torch.tensor([0.0, float(stop)], dtype=torch.float64)
+    def __init__(self, losses: Tensor, norm: Tensor | None, stop: bool, ranks: Ranks) -> None:
+        told = torch.tensor([0.0, 0.0, stop], dtype=torch.float64)
         if losses.is_cuda:
             told = told.pin_memory().to(losses.device, non_blocking=True)
         told[0] = losses.double().mean() / ranks.world
+        if norm is not None:
+            told[1] = norm / ranks.world  # every rank has the same
         ranks.sum_(told)
         self.host = told
         self.event = None
         if losses.is_cuda:
-            self.host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            self.host = torch.empty(3, dtype=torch.float64, pin_memory=True)
             self.host.copy_(told, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
-    def wait(self) -> tuple[float, bool]:
+    def wait(self) -> tuple[float, float, bool]:
         if self.event is not None:
             self.event.synchronize()
-        mean, stop = self.host.tolist()
-        return mean, stop > 0
+        mean, norm, stop = self.host.tolist()
+        return mean, norm, stop > 0
 
 
 def open_data(config: TrainConfig) -> Source:

@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,18 +24,23 @@ NAMED = 8
 """Images that the message names; the report has all."""
 
 
-def stop(trainer: "Trainer", step: int, x: Tensor, y: Tensor, draws: Draws, losses: Tensor, what: str) -> NoReturn:
-    """Keep the whole batch and the weights in `failed-step-N`, and raise. Every rank must call it.
+@dataclass(frozen=True)
+class Batch:
+    """A step's rows of this rank: x (N, C, H, W), y (N,) with labels dropped, and the loss of each (N,)."""
 
-    Args:
-        step: whose batch it is, x (N, C, H, W), y (N,) with labels dropped, of this rank.
-        losses: (N,) of each image.
-        what: the sentence to say.
-    """
-    ranks = trainer.ranks
+    step: int
+    x: Tensor
+    y: Tensor
+    draws: Draws
+    losses: Tensor
+
+
+def stop(trainer: "Trainer", failed: Batch, what: str) -> NoReturn:
+    """Keep the whole batch and the weights in `failed-step-N`, and raise, saying `what`. Every rank must call it."""
+    ranks, step = trainer.ranks, failed.step
     batch = {
-        "x": ranks.gather(x), "y": ranks.gather(y), "t": ranks.gather(draws.t), "noise": ranks.gather(draws.noise),
-        "loss": ranks.gather(losses),
+        "x": ranks.gather(failed.x), "y": ranks.gather(failed.y), "t": ranks.gather(failed.draws.t),
+        "noise": ranks.gather(failed.draws.noise), "loss": ranks.gather(failed.losses),
     }  # fmt: skip
     weights = whole(dict(trainer.model.state_dict()), torch.device("cpu"), keep=ranks.first)
     identities = [trainer.source.identity(index) for index in trainer.order(step)]

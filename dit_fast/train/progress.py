@@ -8,8 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dit_fast.optim import AdamWEMA
-
 from .metrics import memory_bytes, throughput
 from .watch import Record, RunInfo, Watcher
 
@@ -46,22 +44,18 @@ class Progress:
     def step(self, loss: float) -> None:
         self.losses.append(loss)
 
-    def record(self, step: int, optimizer: AdamWEMA) -> None:
-        """The mean loss since the last record, and the last step's gradient and learning rate."""
-        norm = None if optimizer.grad_norm is None else optimizer.grad_norm.item()  # waits for the GPU
+    def record(self, step: int, norm: float, lr: float) -> None:
+        """The mean loss since the last record, and the last step's norm of the gradient and learning rate."""
         count, now = len(self.losses), time.perf_counter()
         since, then = self._recorded
-        if count == since:
-            return
         self._recorded = count, now
         info, batch = self.info, self.info.config.batch_size
         speed = throughput((count - since) * batch, now - then, info.macs_per_image, info.peak_tflops, info.world_size)
         self._tell(
             "record",
             Record(
-                step, sum(self.losses[since:]) / (count - since), norm, optimizer.param_groups[0]["lr"], step * batch,
-                speed.images_per_second, self.all_seconds, speed.tflops, speed.mfu,
-                memory_bytes("cpu" if info.device == "cpu" else "cuda"),
+                step, sum(self.losses[since:]) / (count - since), norm, lr, step * batch, speed.images_per_second,
+                self.all_seconds, speed.tflops, speed.mfu, memory_bytes("cpu" if info.device == "cpu" else "cuda"),
             ),
         )  # fmt: skip
 
