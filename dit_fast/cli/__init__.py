@@ -5,6 +5,8 @@ import argparse
 import os
 import sys
 
+from dit_fast.train.values import nearest
+
 from . import convert, demo, info, parity, sample, train
 
 
@@ -20,12 +22,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """An unknown flag is refused with the nearest known one."""
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands = next(action for action in parser._actions if action.dest == "command").choices or {}
+        flags = dict(commands)[arguments.command]._option_string_actions
+        near = [nearest(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{next(iter(near), '')}")
+    return arguments
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input."""
-    arguments = build_parser().parse_args(argv)
+    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input, no library."""
+    arguments = parse(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"dit-fast {arguments.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -31,8 +31,8 @@ class Drawing:
         classes = source.num_classes if config.num_classes is None else config.num_classes
         if classes and config.class_dropout_prob == 0 and config.sample_scale != 1:
             raise ValueError(
-                "train: `sample_scale` must be 1 where `class_dropout_prob` is 0, as there is no null label to guide away"
-                f" from, got {config.sample_scale}"
+                "train: `sample_scale` must be 1 where `class_dropout_prob` is 0, as there is no null label to guide"
+                f" away from, got {config.sample_scale}"
             )
         self.kind, self.manifest = source.kind, source.manifest
         self.vae: Any = None
