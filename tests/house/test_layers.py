@@ -29,6 +29,7 @@ OPTIONS = {
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
 }
 
