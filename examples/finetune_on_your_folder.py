@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from dit_fast.diffusion import create_diffusion
 from dit_fast.integrations import checkpoints
 from dit_fast.models import DiT
-from dit_fast.train import TrainConfig, train
+from dit_fast.train.loop import TrainConfig, train
 
 TABLE = "y_embedder.embedding_table.weight"
 

@@ -12,7 +12,7 @@ import torch
 from dit_fast.diffusion import create_diffusion
 from dit_fast.models import DiT, save_model
 from dit_fast.sample import sample
-from dit_fast.train import TrainConfig, train
+from dit_fast.train.loop import TrainConfig, train
 
 from .figures import save_loss, save_samples
 from .quality import Judge, digits, halves

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dit_fast.diffusion.checks import Model, draw_noise
+from dit_fast.diffusion.checks import Model, check_like, draw_noise
 from dit_fast.diffusion.loops import Device, last_sample, start_noise, with_bar
 from dit_fast.diffusion.process import DenoisedFn, ModelKwargs, Process
 
@@ -31,6 +31,7 @@ class Samplers(Process):
         cond_fn: cond_fn(x, timesteps, **model_kwargs) -> gradient of ln p(y | x) in x, (N,C,H,W).
         model_kwargs: keyword arguments for model and cond_fn.
         generator: source of all noise, on the device of x.
+        noise: of a single step, N(0, 1) like x that the caller has drawn; then `generator` is not used.
     Errors: ValueError that names the argument, or `model` for an output of another shape.
     """
 
@@ -45,6 +46,7 @@ class Samplers(Process):
         model_kwargs: ModelKwargs | None = None,
         *,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Draw x_{t-1} from p(x_{t-1} | x_t) (DDPM algorithm 2); no noise is added where t = 0.
 
@@ -55,7 +57,7 @@ class Samplers(Process):
         mean = p.mean
         if cond_fn is not None:
             mean = mean + p.log_variance.exp() * self._gradient(cond_fn, x, t, model_kwargs)
-        noise = draw_noise(x, mean.dtype, generator)
+        noise = _noise_for(x, mean.dtype, generator, noise)
         live = (t != 0).to(mean.dtype).view((-1,) + (1,) * (x.dim() - 1))
         sample = mean + live * torch.exp(0.5 * p.log_variance) * noise
         return {"sample": sample.to(x.dtype), "pred_xstart": p.pred_xstart.to(x.dtype)}
@@ -72,6 +74,7 @@ class Samplers(Process):
         eta: float = 0.0,
         *,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """One DDIM step (arXiv 2010.02502, eq. 12, with sigma of eq. 16).
 
@@ -90,7 +93,7 @@ class Samplers(Process):
         rest = (c.one_minus_ab_prev - sigma**2).clamp(min=0)  # at eta = 1 and few steps it may round below 0
         sample = c.sqrt_ab_prev * pred_xstart + rest.sqrt() * eps
         if eta > 0:
-            sample = sample + sigma * draw_noise(x, sample.dtype, generator)  # sigma is 0 at t = 0
+            sample = sample + sigma * _noise_for(x, sample.dtype, generator, noise)  # sigma is 0 at t = 0
         return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart.to(x.dtype)}
 
     def p_sample_loop(
@@ -222,3 +225,13 @@ class Samplers(Process):
                 f"cond_fn: expected it to return shape {tuple(x.shape)}, came {tuple(gradient.shape)}"
             )
         return gradient
+
+
+def _noise_for(
+    x: Tensor, dtype: torch.dtype, generator: torch.Generator | None, noise: Tensor | None
+) -> Tensor:
+    """The noise of one step in `dtype`: what was given, checked, or fresh."""
+    if noise is None:
+        return draw_noise(x, dtype, generator)
+    check_like("noise", noise, "x", x)
+    return noise.to(dtype)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training."""
 
-from .loop import TrainConfig, TrainResult, train
+from .config import TrainConfig
+from .engine import Trainer, TrainResult
 
-__all__ = ["TrainConfig", "TrainResult", "train"]
+__all__ = ["TrainConfig", "TrainResult", "Trainer"]

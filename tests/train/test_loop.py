@@ -8,8 +8,7 @@ import torch
 
 from dit_fast.diffusion import create_diffusion
 from dit_fast.models import DiT
-from dit_fast.train import TrainConfig, train
-from dit_fast.train.loop import lr_factor, shuffled
+from dit_fast.train.loop import TrainConfig, lr_factor, shuffled, train
 
 
 def small() -> DiT:
