@@ -42,6 +42,7 @@ OPTIONS = {
     },
     "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
 }  # fmt: skip
 
