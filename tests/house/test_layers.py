@@ -45,6 +45,11 @@ OPTIONS = {
     "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
 }  # fmt: skip
+    "bench": {
+        "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
+        "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
+    },
+}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
