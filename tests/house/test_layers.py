@@ -30,6 +30,10 @@ OPTIONS = {
     "demo": {"--out", "--steps", "--seed"},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
+    "bench": {
+        "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
+        "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
+    },
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
