@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `dit-fast`: info, parity, demo, sample, convert, bench."""
+"""The command `dit-fast`: info, parity, demo, sample, convert, bench, plan."""
 
 import argparse
 import os
 import sys
 
-from . import bench, convert, demo, info, parity, sample
+from . import bench, convert, demo, info, parity, plan, sample
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (info, parity, demo, sample, convert, bench):
+    for module in (info, parity, demo, sample, convert, bench, plan):
         name = module.__name__.rsplit(".", 1)[1]
         about = (module.__doc__ or "").strip()
         command = commands.add_parser(name, help=about.splitlines()[0], description=about)
