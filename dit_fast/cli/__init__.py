@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `dit-fast`: info, parity, demo, encode, train, sample, evaluate, convert, bench."""
+"""The command `dit-fast`: info, parity, demo, encode, train, sample, evaluate, convert, bench, plan."""
 
 import argparse
 import os
@@ -7,9 +7,9 @@ import sys
 
 from dit_fast.train.values import nearest
 
-from . import bench, convert, demo, encode, evaluate, info, parity, sample, train
+from . import bench, convert, demo, encode, evaluate, info, parity, plan, sample, train
 
-COMMANDS = (info, parity, demo, encode, train, sample, evaluate, convert, bench)
+COMMANDS = (info, parity, demo, encode, train, sample, evaluate, convert, bench, plan)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -49,6 +49,11 @@ OPTIONS = {
         "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
         "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
     },
+    "plan": {
+        "--model", "--gpus", "--gpu", "--nodes", "--batch-size", "--precision", "--parallel", "--checkpointing",
+        "--image-size", "--steps", "--results", "--step-ms", "--mfu", "--efficiency", "--latency-us", "--json",
+        "--check",
+    },
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
