@@ -44,7 +44,6 @@ OPTIONS = {
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
     "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
-}  # fmt: skip
     "bench": {
         "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
         "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
@@ -54,7 +53,7 @@ OPTIONS = {
         "--image-size", "--steps", "--results", "--step-ms", "--mfu", "--efficiency", "--latency-us", "--json",
         "--check",
     },
-}
+}  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
