@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> list[Row]:
                     for row in bench(spec, case, dtype, backends, others, peers, device, arguments.rounds, copy):
                         rows.append(row)
                         print(text(row), flush=True)
-    if arguments.json:
-        result = {"environment": about, "copy_gbytes_per_s": copy, "rows": [asdict(row) for row in rows]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+                    if arguments.json:  # after each case, for a run that is cut short
+                        result = {"environment": about, "copy_gbytes_per_s": copy, "rows": [asdict(r) for r in rows]}
+                        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return rows
 
 

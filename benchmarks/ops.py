@@ -71,6 +71,14 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> tuple[Step, ...]:
     return forward, backward
 
 
+def passes(spec: Spec, backend: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether a backend is right on a small case; says so where not."""
+    wrong = [row for row in check_case(spec, backend, dtype, spec.cases[1], device) if not row.passed]
+    for row in wrong:
+        print(f"not timed: {row}")
+    return not wrong
+
+
 def bench(
     spec: Spec,
     case: Case,
@@ -82,17 +90,24 @@ def bench(
     rounds: int,
     copy: float,
 ) -> Iterator[Row]:
-    """Rows of one case: each backend that passes parity, then the libraries and peers; eager is the measure.
+    """Rows of one case: each backend that passes parity, the libraries that can run, the peers; eager is the measure.
 
     `copy` is the machine's copy bandwidth in GB/s (benchmarks.timing).
     """
-    for backend in backends:
-        for row in check_case(spec, backend, dtype, spec.cases[1], device):
-            if not row.passed:
-                raise RuntimeError(f"not timed: {row}")
+    backends = [backend for backend in backends if passes(spec, backend, dtype, device)]
     torch.compiler.reset()  # another case's graphs count towards the limit of compilations
     inputs = spec.make(case, dtype, device)
-    made = {name: steps(spec, inputs, name) for name in dict.fromkeys([*backends, *libraries, "eager", *peers])}
+    made: dict[str, tuple[Step, ...]] = {}
+    for name in dict.fromkeys([*backends, *libraries, "eager", *peers]):
+        try:
+            made[name] = steps(spec, inputs, name)
+            for step in made[name]:
+                step()
+        except RuntimeError as reason:
+            if name not in libraries:
+                raise
+            made.pop(name, None)
+            print(f"{spec.op.name}: {name} cannot run this case: {str(reason).splitlines()[0]}")
     cost = spec.cost(case.dims, dtype.itemsize)
     for i, direction in enumerate(("forward", "backward") if spec.gradients else ("forward",)):
         moved, flops = (
