@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dit_fast.data import FolderSource, LatentSource, TensorSource, encode, load_vae
-from dit_fast.data.manifest import PLAN
+from dit_fast.data.manifest import MANIFEST, PLAN
 
 from .conftest import SIZE
 
@@ -116,13 +116,14 @@ def test_what_is_whole_is_kept(photos, vae_folder, encoded, tmp_path, monkeypatc
     encode(source_of(photos), out, str(vae_folder), **OPTIONS)
     assert [(out / f"shard-0000{i}.safetensors").stat().st_mtime_ns for i in range(2)] == times
     assert content(out) == content(encoded)
+    assert {*content(out)} == {MANIFEST, *(f"shard-0000{i}.safetensors" for i in range(3))}
 
 
 def test_broken_images_are_all_named_and_cost_their_shards_only(photos, vae_folder, encoded, tmp_path):
     root, out = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "cache"
-    for name in ("a/1.png", "a/2.png", "b/3.png"):
+    for name in ("a/3.png", "b/2.png", "b/3.png"):  # the last batch of one shard, two in another
         (root / name).write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"3 images cannot be read: .*a/1.png .*a/2.png .*b/3.png .*whole images in"):
+    with pytest.raises(ValueError, match=r"3 images cannot be read: .*a/3.png .*b/2.png .*b/3.png .*whole images in"):
         encode(source_of(root), out, str(vae_folder), **OPTIONS)
     assert [path.name for path in out.glob("*.safetensors")] == ["shard-00001.safetensors"]
     shutil.copytree(photos, root, dirs_exist_ok=True)
