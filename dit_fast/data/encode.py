@@ -168,6 +168,8 @@ def locked(out: Path) -> Iterator[None]:
 
 def prepare(out: Path, plan: Manifest) -> None:
     """Write the plan into a new folder; in an old one, see that it is the same, and clear what a kill left behind."""
+    for partial in [path for name in (PLAN, MANIFEST, "shard-") for path in out.glob(f"{name}*.partial")]:
+        partial.unlink()
     for name in (MANIFEST, PLAN):
         if (out / name).is_file():
             there = read_manifest(out / name)
@@ -180,8 +182,6 @@ def prepare(out: Path, plan: Manifest) -> None:
         if held:
             raise ValueError(f"`out` must be a new folder or a latent cache, {out} holds {held[:SHOWN]}")
         write_manifest(out / PLAN, plan)
-    for partial in out.glob("*.partial"):
-        partial.unlink()
 
 
 def differences(there: Manifest, asked: Manifest) -> str:
