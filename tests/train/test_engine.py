@@ -15,7 +15,6 @@ from tests.train.programs import config as four_steps
 from tests.train.programs import live
 from tests.train.source import Tiles
 
-
 ARGS = {"hidden_size": 32, "depth": 1, "num_heads": 1, "patch_size": 2}
 
 
@@ -190,17 +189,19 @@ def test_a_signal_ends_the_step_and_saves(tmp_path):
     assert train(config(tmp_path)).losses == train(config(tmp_path / "whole")).losses[2:]
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"batch_size": 33}, "`batch_size` must be at most the number of images, 32, got 33"),
-        ({"num_classes": 1}, "`num_classes` must be 0 or at least the data's, 2, got 1"),
-        ({"model_args": {**ARGS, "in_channels": 3}}, "`model` must take the data's 1 channels, got one that takes 3"),
-    ],
-)
-def test_what_does_not_fit_is_refused(tmp_path, fields, message):
-    with pytest.raises(ValueError, match=message):
-        Trainer(config(tmp_path, **fields), Tiles(), [])
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`batch_size` must be at most the number of images, 32, got 33"):
+        Trainer(config(tmp_path, batch_size=33), Tiles(), [])
+    for fields, message in (
+        ({"in_channels": 3}, "`model` must take the data's 1 channels, got one that takes 3"),
+        ({"in_channels": 1, "num_classes": 1}, "`num_classes` must be 0 or at least the data's, 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(config(tmp_path), Tiles(), [], model=DiT(input_size=4, **ARGS, **fields))
+    unlabelled = Tiles()
+    unlabelled.num_classes = 0
+    with pytest.raises(ValueError, match="`num_classes` must be 0, for the data has no labels, got 1000"):
+        Trainer(config(tmp_path), unlabelled, [], model=DiT(input_size=4, in_channels=1, **ARGS))
 
 
 @pytest.mark.parametrize("compile", [True, "max-autotune"])
