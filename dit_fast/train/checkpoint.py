@@ -82,7 +82,7 @@ def resume(trainer: "Trainer") -> float:
     problem: str | None = None
     if ranks.first:
         try:
-            found = _find(trainer.config.resume, trainer.out)
+            found = find_checkpoint(trainer.config.resume, trainer.out)
         except (ValueError, FileNotFoundError) as error:
             problem = str(error)
     problem = ranks.agree(problem)
@@ -245,7 +245,7 @@ def _check(trainer: "Trainer", manifest: dict[str, Any], path: Path) -> None:
         LOG.info("train: going on from %s with another %s", path, ", ".join(others))
 
 
-def _find(how: str, out: Path) -> Path | None:
+def find_checkpoint(how: str, out: Path) -> Path | None:
     """The checkpoint to go on from."""
     whole_ones, damaged = runs.checkpoints(out)
     for reason in damaged.values():

@@ -78,7 +78,7 @@ class Trainer:
         self.config = config
         self.ranks = connect(device)
         self.source = open_data(config) if source is None else source
-        self.images = _rows(config, self.ranks.world)
+        self.images = rows_of_rank(config, self.ranks.world)
         self.order = Order(len(self.source), config.batch_size, config.seed)
         self.model = _prepare(build_model(config, self.source) if model is None else model, config, self.ranks.device)
         _check(self.model, self.source)
@@ -286,7 +286,7 @@ def open_data(config: TrainConfig) -> Source:
     )  # fmt: skip
 
 
-def _rows(config: TrainConfig, world: int) -> int:
+def rows_of_rank(config: TrainConfig, world: int) -> int:
     """Images of a batch that each rank takes."""
     if config.batch_size % (world * config.accumulate):
         raise ValueError(

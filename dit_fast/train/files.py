@@ -40,6 +40,7 @@ class JsonLog(Watcher):
         self.complained = False
 
     def start(self, info: RunInfo) -> None:
+        self.out = info.out
         info.out.mkdir(parents=True, exist_ok=True)
         save_config(info.config, info.out / "config.yaml")
         path = info.out / LOG_FILE
@@ -57,7 +58,8 @@ class JsonLog(Watcher):
         self._write("samples", step=step, file=str(sample_path(Path(), step)), count=len(images))
 
     def checkpoint(self, step: int, path: Path | None, seconds: float, error: str | None) -> None:
-        self._write("checkpoint", step=step, path=None if path is None else str(path), seconds=seconds, error=error)
+        name = None if path is None else os.path.relpath(path, self.out)
+        self._write("checkpoint", step=step, path=name, seconds=seconds, error=error)
 
     def end(self, reason: str, info: RunInfo) -> None:
         self._write("end", reason=reason)

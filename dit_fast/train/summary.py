@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run on one page: `out/summary.md`, with the curves in `out/summary.png`, made from the log when the run ends."""
 
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
@@ -72,7 +73,7 @@ def results(info: RunInfo, records: list[dict[str, Any]]) -> dict[str, str]:
     kind = "cpu" if info.device == "cpu" else "cuda"
     return {
         "steps": f"{last['step']:,} of {info.config.steps:,}, {last['images']:,} images",
-        "time": f"{last['seconds'] / 3600:.2f} hours",
+        "time": str(timedelta(seconds=round(last["seconds"]))),
         "loss": f"{fmean(float(r['loss']) for r in tail):.4f} over the last {len(tail)} records",
         "speed": f"{rate:.4g} images/s, {tflops:.4g} TFLOP/s" + (f", MFU {median(mfu):.1%}" if mfu else ""),
         memory_name(kind): f"{max(r['memory_bytes'] for r in records) / 2**30:.2f} GiB",
