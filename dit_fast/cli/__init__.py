@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `dit-fast`: info, parity, demo, train, sample, convert."""
+"""The command `dit-fast`: info, parity, demo, encode, train, sample, convert."""
 
 import argparse
 import os
@@ -7,13 +7,13 @@ import sys
 
 from dit_fast.train.values import nearest
 
-from . import convert, demo, info, parity, sample, train
+from . import convert, demo, encode, info, parity, sample, train
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (info, parity, demo, train, sample, convert):
+    for module in (info, parity, demo, encode, train, sample, convert):
         name = module.__name__.rsplit(".", 1)[1]
         about = (module.__doc__ or "").strip()
         command = commands.add_parser(name, help=about.splitlines()[0], description=about)
@@ -35,13 +35,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input, no library."""
+    """Run one command; the answer is the exit status: 0 done, 1 a check failed, 2 bad input, a bad disk, no library."""
     arguments = parse(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"dit-fast {arguments.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"dit-fast {arguments.command}: {error}", file=sys.stderr)
+        return 2

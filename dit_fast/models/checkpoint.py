@@ -3,9 +3,6 @@
 file, `model.safetensors`, and the same arguments in a `config.json`."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit_fast.files import whole_or_not
+
 from .dit import DiT
 from .runs import AVERAGE, FOLDER, newest_checkpoint
 
@@ -21,20 +20,6 @@ HEADER = "dit_fast.config"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 Model = TypeVar("Model", bound=DiT)
-
-
-@contextmanager
-def whole_or_not(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_weights(weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dit_fast.data import Source, open_source
 from dit_fast.models import DiT, DiT_models
 from dit_fast.models.macs import count_macs
 from dit_fast.optim import AdamWEMA
@@ -20,7 +21,7 @@ from .config import TrainConfig
 from .distributed import Ranks, Spread, connect
 from .failure import Batch
 from .interrupt import Interrupt
-from .loader import Order, Source, batches
+from .loader import Order, batches
 from .metrics import peak_tflops
 from .objective import Draws, draw, lr_factor, make_objective, stream
 from .progress import Progress
@@ -277,8 +278,6 @@ class _Told:
 
 def open_data(config: TrainConfig) -> Source:
     """What `config.data` names."""
-    from dit_fast.data import open_source
-
     return open_source(
         config.data, kind=config.data_kind, image_size=config.image_size, flip=config.flip,
         image_column=config.image_column, label_column=config.label_column, split=config.split,

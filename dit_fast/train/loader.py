@@ -2,25 +2,15 @@
 """Which images a step trains on, and their way to the device. C channels, H W image, B images a step."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dit_fast.data import Source
+
 from .objective import stream
-
-
-class Source(Protocol):
-    """What a run needs of its data: see `dit_fast.data`."""
-
-    shape: tuple[int, int, int]
-    num_classes: int
-    kind: str
-
-    def __len__(self) -> int: ...
-    def example(self, index: int, generator: torch.Generator) -> tuple[Tensor, int]: ...
-    def identity(self, index: int) -> str: ...
 
 
 class Order:
