@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `dit-fast`: info, parity, demo, encode, train, sample, convert."""
+"""The command `dit-fast`: info, parity, demo, encode, train, sample, evaluate, convert, bench, plan."""
 
 import argparse
 import os
@@ -7,13 +7,15 @@ import sys
 
 from dit_fast.train.values import nearest
 
-from . import convert, demo, encode, info, parity, sample, train
+from . import bench, convert, demo, encode, evaluate, info, parity, plan, sample, train
+
+COMMANDS = (info, parity, demo, encode, train, sample, evaluate, convert, bench, plan)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (info, parity, demo, encode, train, sample, convert):
+    for module in COMMANDS:
         name = module.__name__.rsplit(".", 1)[1]
         about = (module.__doc__ or "").strip()
         command = commands.add_parser(name, help=about.splitlines()[0], description=about)

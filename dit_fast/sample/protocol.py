@@ -24,6 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from .decoding import decode
+from .pictures import to_uint8
+from .sampler import Sampler
+
 Draw = Callable[[range, Tensor | None], Tensor]
 """Images of these numbers, with these labels (n,) int64 or None: uint8 (n, H, W, 1 or 3)."""
 
@@ -44,6 +48,54 @@ def protocol_labels(
     if how == "balanced":
         return torch.arange(count) % num_classes
     return torch.randint(0, num_classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def sample_to_npz(
+    sampler: Sampler,
+    count: int,
+    out: Path,
+    *,
+    labels: Tensor | None,
+    seed: int = 0,
+    size: int | tuple[int, int] | None = None,
+    vae: Any = None,
+    scale: float | None = None,
+    batch_size: int = 32,
+    plan: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Draw images 0 ... count - 1 of (seed, number) with a `Sampler` and write them to `out`; see `draw_to_npz`.
+
+    Args:
+        labels: int64 (count,), see `protocol_labels`; None for an unconditional model.
+        size: H and W of what the model draws, where it is not the model's own.
+        vae, scale: where the model draws latents; see `decode`.
+        plan: how `sampler` was made, in JSON values. What is drawn here, and a digest of all weights, is added.
+    """
+
+    def draw(numbers: range, labels: Tensor | None) -> Tensor:
+        n = len(numbers)
+        drawn = sampler(n if labels is None else labels, seeds=numbers, seed=seed, size=size, batch_size=n)
+        return to_uint8(drawn if vae is None else decode(vae, drawn, scale))
+
+    added = {
+        "seed": seed, "size": size, "scale": scale, "weights_sha256": digest(sampler.model),
+        "vae_sha256": None if vae is None else digest(vae),
+    }  # fmt: skip
+    return draw_to_npz(
+        draw, count, out, labels=labels, batch_size=batch_size, plan={**(plan or {}), **added}, progress=progress
+    )
+
+
+def digest(model: Any) -> str | None:
+    """sha256 of a module's weights with their names and dtypes; None of what is no module."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def draw_to_npz(
@@ -74,8 +126,8 @@ def draw_to_npz(
     out = out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
     _check(count, batch_size, labels)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    digest = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-    added = {"count": count, "batch_size": batch_size, "labels_sha256": digest}
+    sha = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    added = {"count": count, "batch_size": batch_size, "labels_sha256": sha}
     wanted = json.loads(json.dumps({**(plan or {}), **added}))
     _check_plan(out, wanted)
     _wait(world_size)  # until every rank has looked

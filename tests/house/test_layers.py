@@ -42,7 +42,17 @@ OPTIONS = {
     },
     "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
+    "bench": {
+        "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
+        "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
+    },
+    "plan": {
+        "--model", "--gpus", "--gpu", "--nodes", "--batch-size", "--precision", "--parallel", "--checkpointing",
+        "--image-size", "--steps", "--results", "--step-ms", "--mfu", "--efficiency", "--latency-us", "--json",
+        "--check",
+    },
 }  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -8,6 +8,7 @@ import socket
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dit_fast.sample.protocol import draw_to_npz, protocol_labels, ranks
+from dit_fast.models import DiT
+from dit_fast.parity import enliven
+from dit_fast.sample import Sampler, to_uint8
+from dit_fast.sample.protocol import digest, draw_to_npz, protocol_labels, ranks, sample_to_npz
 
 
 def draw(numbers: range, labels: Tensor | None) -> Tensor:
@@ -155,6 +159,62 @@ def test_bad_arguments_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             draw_to_npz(draw, count, tmp_path / "s.npz", labels=labels, batch_size=batch_size, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def small(**options: Any) -> DiT:
+    torch.manual_seed(3)
+    shape = dict(input_size=4, patch_size=2, hidden_size=32, depth=1, num_heads=1)
+    return enliven(DiT(**{**shape, "in_channels": 3, "num_classes": 3, "learn_sigma": False, **options})).eval()
+
+
+def test_a_sampler_draws_the_same_images_as_by_itself(tmp_path):
+    model, labels = small(), protocol_labels(5, 3, "balanced")
+    sampler = Sampler(model, method="euler", steps=3, cfg_scale=2.0)
+    out = sample_to_npz(sampler, 5, tmp_path / "s.npz", labels=labels, seed=4, batch_size=2, progress=False)
+    alone = torch.cat([sampler(labels[k : k + 2], seeds=range(k, min(k + 2, 5)), seed=4) for k in (0, 2, 4)])
+    assert np.array_equal(np.load(out)["arr_0"], to_uint8(alone).numpy())
+    assert len(np.unique(np.load(out)["arr_0"])) > 10
+    plan = json.loads((tmp_path / "s.npz.json").read_text())
+    assert plan["weights_sha256"] == digest(model) and plan["seed"] == 4
+    with torch.no_grad():
+        model.final_layer.linear.bias[0] += 1e-3
+    for changed, options in (("weights_sha256", {}), ("seed", {"seed": 5}), ("size", {"size": 8})):
+        with pytest.raises(ValueError, match=changed):
+            sample_to_npz(sampler, 5, out, **{"labels": labels, "seed": 4, "batch_size": 2, **options})
+
+
+def test_latents_are_decoded_a_batch_at_a_time_and_models_need_no_labels(tmp_path):
+    class Vae(torch.nn.Module):
+        """The surface of a diffusers AutoencoderKL: twice the size, three of four channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.config = SimpleNamespace(latent_channels=4, scaling_factor=0.5)
+
+        def decode(self, z: Tensor) -> SimpleNamespace:
+            assert len(z) <= 2
+            return SimpleNamespace(sample=torch.nn.functional.interpolate(z[:, :3], scale_factor=2) * self.weight)
+
+    sampler, vae = Sampler(small(in_channels=4, num_classes=0), method="euler", steps=2), Vae()
+    out = sample_to_npz(
+        sampler, 3, tmp_path / "s.npz", labels=None, size=(4, 8), vae=vae, batch_size=2, progress=False
+    )
+    alone = torch.cat([sampler(len(n), seeds=n, size=(4, 8)) for n in (range(2), range(2, 3))])
+    expected = to_uint8(torch.nn.functional.interpolate(alone[:, :3] / 0.5, scale_factor=2))
+    assert np.array_equal(np.load(out)["arr_0"], expected.numpy()) and expected.shape == (3, 8, 16, 3)
+    with pytest.raises(ValueError, match="scale null, got 0.25"):
+        sample_to_npz(sampler, 3, out, labels=None, size=(4, 8), vae=vae, scale=0.25, batch_size=2)
+
+
+def test_the_digest_is_of_names_numbers_and_dtypes():
+    layers = [torch.nn.Linear(2, 2) for _ in range(3)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert digest(layers[0]) == digest(layers[1]) != digest(layers[2])
+    with torch.no_grad():
+        layers[1].bias[1] = torch.nextafter(layers[1].bias[1], torch.tensor(9.0))
+    assert digest(layers[0]) != digest(layers[1])
+    assert digest(torch.nn.Linear(2, 2).bfloat16()) and digest(lambda x, t: x) is None
 
 
 def rank_of_two(rank: int, port: int, out: Path, seconds: float) -> None:
