@@ -125,7 +125,7 @@ def main() -> int:
         print((BUILD / "bench.log").read_text())
         timings = json.loads(table.read_text()) if table.exists() else {}
 
-    from benchmarks.environment import environment
+    from dit_fast.bench.environment import environment
 
     now = datetime.now(timezone.utc)
     result = {
