@@ -25,6 +25,8 @@ from .session import Options, Session
 KINDS = {
     "ops": "dit_fast.bench.ops",
     "model": "dit_fast.bench.model",
+    "growth": "dit_fast.bench.growth",
+    "unets": "dit_fast.bench.unets",
 }
 """Each a module with `rows(session)`."""
 
