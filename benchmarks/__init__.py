@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timings beside real alternatives. `python -m benchmarks` times every op, from its spec."""
+"""What needs the repository: results, the README's tables, all that only a GPU can tell. The rest is dit_fast.bench."""

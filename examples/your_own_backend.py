@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel of your own as a backend of an op: registered, held to the op's parity, and timed beside the others.
-
-Run from the root of the repository, where `benchmarks` is.
-"""
+"""A kernel of your own as a backend of an op: registered, held to the op's parity, and timed beside the others."""
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops import bench
 from dit_fast import ops
+from dit_fast.bench.ceilings import Ceilings
+from dit_fast.bench.ops import bench
+from dit_fast.bench.session import Options, Session
 from dit_fast.ops._core import OPS, Case
 from dit_fast.parity import check_case
 
@@ -34,8 +33,8 @@ for dtype in (torch.float32, torch.bfloat16):
     worst = max(rows, key=lambda row: row.ratio)
     print(f"parity in {dtype}: {len(rows)} tensors, worst {worst.ratio:.0%} of what is allowed")
 
-for row in bench(spec, Case("small", {"N": 4, "T": 64, "D": 384}), torch.float32, ["mine", "cpu"], [], ("eager",),
-                 "cpu", rounds=5, copy=1.0):  # fmt: skip
+session = Session(Options(device="cpu", rounds=5), Ceilings(copy=1.0))
+for row in bench(session, spec, Case("small", {"N": 4, "T": 64, "D": 384}), torch.float32, ["mine", "cpu"], ()):
     print(f"{row.direction:9s}{row.backend:7s}{row.ms:7.3f} ms, {row.ratio_to_eager:.2f} times as fast as eager")
 
 with ops.use_backend("mine"):  # and this is how a model uses it

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion over any callable model: training losses, ancestral and DDIM sampling, guidance.
+"""Diffusion and flow matching over any callable model: training losses, samplers, guidance.
 
 LEGEND: N batch, C channels, H height, W width, K steps of a (respaced) chain.
 """
 
 from __future__ import annotations
 
+from dit_fast.diffusion.flow import Flow, create_flow
 from dit_fast.diffusion.guidance import guide, with_guidance
 from dit_fast.diffusion.losses import Losses
 from dit_fast.diffusion.respacing import Respacing, space_timesteps
 from dit_fast.diffusion.sampling import Samplers
 from dit_fast.diffusion.schedule import Schedule, make_betas
 
-__all__ = ["Diffusion", "create_diffusion", "guide", "space_timesteps", "with_guidance"]
+__all__ = ["Diffusion", "Flow", "create_diffusion", "create_flow", "guide", "space_timesteps", "with_guidance"]
 
 
 class Diffusion(Losses, Samplers):

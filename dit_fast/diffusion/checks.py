@@ -44,6 +44,19 @@ def check_steps(t: Tensor, x: Tensor, num_timesteps: int) -> None:
             raise ValueError(f"t: expected values from 0 to {num_timesteps - 1}, came {low} to {high}")
 
 
+def check_times(name: str, t: Tensor, x: Tensor) -> None:
+    """t: floating point (N,) on x's device, in [0, 1]. The range is checked on the CPU only, as of steps."""
+    if not t.is_floating_point() or t.shape != x.shape[:1] or t.device != x.device:
+        raise ValueError(
+            f"{name}: expected floating point ({x.shape[0]},) on {x.device}, "
+            f"came {t.dtype} {tuple(t.shape)} on {t.device}"
+        )
+    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        low, high = float(t.min()), float(t.max())
+        if not (low >= 0 and high <= 1):  # so that NaN fails
+            raise ValueError(f"{name}: expected values from 0 to 1, came {low} to {high}")
+
+
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
     """generator: None, or of the kind of device that the noise is drawn on."""
     if generator is not None and generator.device.type != device.type:

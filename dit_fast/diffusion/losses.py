@@ -20,6 +20,12 @@ VLB_WEIGHT = 1e-3  # lambda in L_hybrid = L_simple + lambda L_vlb (Improved DDPM
 class Losses(Process):
     """Training losses and bits per dimension."""
 
+    def draw_times(
+        self, n: int, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The steps that a batch of n is trained at: int64 (n,), uniform over this chain."""
+        return torch.randint(0, self.num_timesteps, (n,), device=device, generator=generator)
+
     def training_losses(
         self,
         model: Model,

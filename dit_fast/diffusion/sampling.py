@@ -8,18 +8,16 @@ step of warm-up.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from dit_fast.diffusion.checks import Model, check_generator, draw_noise
+from dit_fast.diffusion.checks import Model, check_like, draw_noise
+from dit_fast.diffusion.loops import Device, last_sample, start_noise, with_bar
 from dit_fast.diffusion.process import DenoisedFn, ModelKwargs, Process
 
 CondFn = Callable[..., Tensor]
-Device = torch.device | str | int | None
 
 
 class Samplers(Process):
@@ -33,6 +31,7 @@ class Samplers(Process):
         cond_fn: cond_fn(x, timesteps, **model_kwargs) -> gradient of ln p(y | x) in x, (N,C,H,W).
         model_kwargs: keyword arguments for model and cond_fn.
         generator: source of all noise, on the device of x.
+        noise: of a single step, N(0, 1) like x that the caller has drawn; then `generator` is not used.
     Errors: ValueError that names the argument, or `model` for an output of another shape.
     """
 
@@ -47,6 +46,7 @@ class Samplers(Process):
         model_kwargs: ModelKwargs | None = None,
         *,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Draw x_{t-1} from p(x_{t-1} | x_t) (DDPM algorithm 2); no noise is added where t = 0.
 
@@ -57,7 +57,7 @@ class Samplers(Process):
         mean = p.mean
         if cond_fn is not None:
             mean = mean + p.log_variance.exp() * self._gradient(cond_fn, x, t, model_kwargs)
-        noise = draw_noise(x, mean.dtype, generator)
+        noise = _noise_for(x, mean.dtype, generator, noise)
         live = (t != 0).to(mean.dtype).view((-1,) + (1,) * (x.dim() - 1))
         sample = mean + live * torch.exp(0.5 * p.log_variance) * noise
         return {"sample": sample.to(x.dtype), "pred_xstart": p.pred_xstart.to(x.dtype)}
@@ -74,6 +74,7 @@ class Samplers(Process):
         eta: float = 0.0,
         *,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """One DDIM step (arXiv 2010.02502, eq. 12, with sigma of eq. 16).
 
@@ -92,7 +93,7 @@ class Samplers(Process):
         rest = (c.one_minus_ab_prev - sigma**2).clamp(min=0)  # at eta = 1 and few steps it may round below 0
         sample = c.sqrt_ab_prev * pred_xstart + rest.sqrt() * eps
         if eta > 0:
-            sample = sample + sigma * draw_noise(x, sample.dtype, generator)  # sigma is 0 at t = 0
+            sample = sample + sigma * _noise_for(x, sample.dtype, generator, noise)  # sigma is 0 at t = 0
         return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart.to(x.dtype)}
 
     def p_sample_loop(
@@ -127,7 +128,7 @@ class Samplers(Process):
             progress,
             generator=generator,
         )
-        return _last(steps)
+        return last_sample(steps)
 
     def p_sample_loop_progressive(
         self,
@@ -150,7 +151,7 @@ class Samplers(Process):
                 model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, generator=generator
             )
 
-        return self._loop(step, _start(model, shape, noise, device, generator), progress)
+        return self._loop(step, start_noise(model, shape, noise, device, generator), progress)
 
     def ddim_sample_loop(
         self,
@@ -181,7 +182,7 @@ class Samplers(Process):
             eta,
             generator=generator,
         )
-        return _last(steps)
+        return last_sample(steps)
 
     def ddim_sample_loop_progressive(
         self,
@@ -205,12 +206,12 @@ class Samplers(Process):
                 model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, eta, generator=generator
             )
 
-        return self._loop(step, _start(model, shape, noise, device, generator), progress)
+        return self._loop(step, start_noise(model, shape, noise, device, generator), progress)
 
     def _loop(
         self, step: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, progress: bool
     ) -> Iterator[dict[str, Tensor]]:
-        for i in _with_bar(range(self.num_timesteps - 1, -1, -1), progress):
+        for i in with_bar(range(self.num_timesteps - 1, -1, -1), progress):
             t = torch.full(x.shape[:1], i, dtype=torch.int64, device=x.device)
             with torch.no_grad():  # around the step only: what the caller does between steps is the caller's
                 out = step(x, t)
@@ -226,50 +227,11 @@ class Samplers(Process):
         return gradient
 
 
-def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
-    for out in steps:
-        sample = out["sample"]
-    return sample
-
-
-def _with_bar(steps: Iterable[int], progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    try:
-        bar: Callable[..., Iterable[int]] = importlib.import_module("tqdm.auto").tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs the package tqdm: pip install tqdm") from error
-    return bar(steps)
-
-
-def _start(
-    model: Model,
-    shape: Sequence[int],
-    noise: Tensor | None,
-    device: Device,
-    generator: torch.Generator | None,
+def _noise_for(
+    x: Tensor, dtype: torch.dtype, generator: torch.Generator | None, noise: Tensor | None
 ) -> Tensor:
-    """x_T: the noise that was given, checked against shape and device, or fresh noise."""
-    wanted = None if device is None else torch.device(device)
+    """The noise of one step in `dtype`: what was given, checked, or fresh."""
     if noise is None:
-        place = _device_of(model) if wanted is None else wanted
-        check_generator(generator, place)
-        return torch.randn(tuple(shape), device=place, generator=generator)
-    if noise.shape != tuple(shape) or not noise.is_floating_point():
-        raise ValueError(
-            f"noise: expected floating point {tuple(shape)}, came {noise.dtype} {tuple(noise.shape)}"
-        )
-    if wanted is not None and (
-        wanted.type != noise.device.type or wanted.index not in (None, noise.device.index)
-    ):
-        raise ValueError(f"device: expected noise's device {noise.device}, came {wanted}")
-    return noise
-
-
-def _device_of(model: Any) -> torch.device:
-    """Where the parameters of a module (or of a bound method's module) are; else torch's default device."""
-    owner = getattr(model, "__self__", model)
-    if isinstance(owner, torch.nn.Module):
-        for parameter in owner.parameters():
-            return parameter.device
-    return torch.get_default_device()
+        return draw_noise(x, dtype, generator)
+    check_like("noise", noise, "x", x)
+    return noise.to(dtype)

@@ -7,7 +7,7 @@ N batch, C channels, H W image, p patch, h w grid of patches, T = h*w tokens, D 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,18 @@ CONDITIONING: dict[str, type[dnn.Block]] = {
     "cross_attention": dnn.CrossAttentionBlock,
     "in_context": dnn.InContextBlock,
 }
+
+
+class Conditioning(NamedTuple):
+    """What the blocks take from timesteps and labels.
+
+    blocks: for each block a Modulation a branch, (N, D) rows; last: the final layer's; context: (N, S, D), the embedded
+    timestep and label as tokens, for the designs that have them among the tokens or attend to them.
+    """
+
+    blocks: list[list[dnn.Modulation]]
+    last: dnn.Modulation
+    context: Tensor | None
 
 
 class DiT(nn.Module):
@@ -97,8 +109,8 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(pos[None], requires_grad=False)  # (1, T, D), fixed
         design = CONDITIONING[conditioning]
         self.blocks = nn.ModuleList(design(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
-        adaptive = conditioning in ("adaln_zero", "adaln")
-        self.final_layer = dnn.FinalLayer(hidden_size, patch_size, self.out_channels, adaptive)
+        self.adaptive = conditioning in ("adaln_zero", "adaln")
+        self.final_layer = dnn.FinalLayer(hidden_size, patch_size, self.out_channels, self.adaptive)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -134,22 +146,59 @@ class DiT(nn.Module):
         """
         self._check(x, t, y)
         grid = self._grid_of(*x.shape[-2:])
-        c_t = self.t_embedder(t)  # (N, D)
-        c_y = self.y_embedder(y) if self.y_embedder is not None else None  # (N, D)
-        c = c_t if c_y is None else c_t + c_y  # (N, D)
-        blocks = cast("list[dnn.Block]", list(self.blocks))
-        modulations = [block.modulation(c) for block in blocks]
-        last = self.final_layer.modulation(c)
+        conditioning = self.condition(t, y)
+        return self.denoise(self.embed(x), conditioning, grid)
 
-        x = self.x_embedder(x, self.positions(grid))  # (N, T, D)
-        context = torch.stack([c_t] if c_y is None else [c_t, c_y], dim=1)  # (N, S, D), the conditioning as tokens
+    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditioning:
+        """What the blocks take from timesteps t (N,) and labels y (N,), whatever the image."""
+        c_t, c_y = self._embed_condition(t, y)
+        c = c_t if c_y is None else c_t + c_y  # (N, D)
+        blocks = [block.modulation(c) for block in self._blocks()]
+        context = None if self.adaptive else torch.stack([c_t] if c_y is None else [c_t, c_y], dim=1)
+        return Conditioning(blocks, self.final_layer.modulation(c), context)
+
+    def condition_rows(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """All that `condition` computes, as one row a sample: (N, W), for `condition_of` to read.
+
+        A sampler computes these rows once for all its steps. W is (6 depth + 2) D for adaLN-Zero, (4 depth + 2) D for
+        adaLN; of the other designs, whose modulations are weights, it is the context's.
+        """
+        c_t, c_y = self._embed_condition(t, y)
+        if not self.adaptive:
+            return torch.cat([c_t] if c_y is None else [c_t, c_y], dim=1)
+        c = c_t if c_y is None else c_t + c_y
+        parts: list[Any] = [*self.blocks, self.final_layer]
+        return torch.cat([part.adaLN_modulation(c) for part in parts], dim=1)
+
+    def condition_of(self, rows: Tensor) -> Conditioning:
+        """The conditioning that rows (N, W) of `condition_rows` hold, as views of them."""
+        d = self.pos_embed.shape[-1]
+        if not self.adaptive:
+            context = rows.view(len(rows), -1, d)  # (N, S, D)
+            like = context[:, 0]  # only its shape matters: shift and scale are weights
+            blocks = [block.modulation(like) for block in self._blocks()]
+            return Conditioning(blocks, self.final_layer.modulation(like), context)
+        parts: list[Any] = [*self.blocks, self.final_layer]
+        own = rows.split([part.adaLN_modulation[1].out_features for part in parts], dim=1)
+        *blocks, last = (part.split(m) for part, m in zip(parts, own, strict=True))
+        return Conditioning(blocks, last, None)
+
+    def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) -> tokens (N, T, D). `positions` (T, D): those of its grid, where they are known already."""
+        grid = self._grid_of(*x.shape[-2:])
+        return self.x_embedder(x, self.positions(grid) if positions is None else positions)
+
+    def denoise(self, x: Tensor, conditioning: Conditioning, grid: tuple[int, int]) -> Tensor:
+        """The rest of `forward`: tokens x (N, T, D) of an h x w grid -> (N, out_channels, H, W)."""
+        modulations, last, context = conditioning
         if self.conditioning == "in_context":
+            assert context is not None
             x = torch.cat([x, context.to(x.dtype)], dim=1)  # (N, T + S, D)
 
-        first = modulations[0][0] if blocks else last
+        first = modulations[0][0] if modulations else last
         h = ops.adaln(x, first.shift, first.scale)  # (N, T, D)
-        for i, block in enumerate(blocks):
-            after = modulations[i + 1][0] if i + 1 < len(blocks) else last
+        for i, block in enumerate(self.blocks):
+            after = modulations[i + 1][0] if i + 1 < len(modulations) else last
             x, h = self._run(block, x, h, modulations[i], after, context)
         return self.final_layer(h[:, : grid[0] * grid[1]], grid)  # (N, out_channels, H, W)
 
@@ -218,6 +267,12 @@ class DiT(nn.Module):
         from .hub import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
+
+    def _embed_condition(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.t_embedder(t), self.y_embedder(y) if self.y_embedder is not None else None  # (N, D) each
+
+    def _blocks(self) -> "list[dnn.Block]":
+        return cast("list[dnn.Block]", list(self.blocks))
 
     def _run(self, block: nn.Module, *arguments: object) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -103,8 +103,12 @@ class AdaLNZeroBlock(Block):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def modulation(self, c: Tensor) -> list[Modulation]:
-        m = self.adaLN_modulation(c).chunk(6, dim=1)  # views of one (N, 6D)
-        return [Modulation(*m[:3]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
+        return self.split(self.adaLN_modulation(c))
+
+    def split(self, rows: Tensor) -> list[Modulation]:
+        """rows (N, 6D), what `adaLN_modulation` gives; the modulations are views of it."""
+        m = rows.chunk(6, dim=1)
+        return [Modulation(m[0], m[1], m[2]), Modulation(m[3], m[4], m[5], self.norm2_eps)]
 
 
 class AdaLNBlock(Block):
@@ -115,8 +119,12 @@ class AdaLNBlock(Block):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 4 * dim))
 
     def modulation(self, c: Tensor) -> list[Modulation]:
-        m = self.adaLN_modulation(c).chunk(4, dim=1)  # views of one (N, 4D)
-        one = c.new_ones(1).to(m[0].dtype).expand_as(m[0])
+        return self.split(self.adaLN_modulation(c))
+
+    def split(self, rows: Tensor) -> list[Modulation]:
+        """rows (N, 4D), what `adaLN_modulation` gives; shifts and scales are views of it."""
+        m = rows.chunk(4, dim=1)
+        one = rows.new_ones(1).expand_as(m[0])
         return [Modulation(m[0], m[1], one), Modulation(m[2], m[3], one)]
 
 
@@ -161,9 +169,11 @@ class FinalLayer(nn.Module):
         self.adaptive = adaptive
 
     def modulation(self, c: Tensor) -> Modulation:
-        if not self.adaptive:
-            return self.norm(c)
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.split(self.adaLN_modulation(c)) if self.adaptive else self.norm(c)
+
+    def split(self, rows: Tensor) -> Modulation:
+        """rows (N, 2D), what `adaLN_modulation` gives; shift and scale are views of it."""
+        shift, scale = rows.chunk(2, dim=1)
         return Modulation(shift, scale, shift.new_ones(1).expand_as(shift))
 
     def forward(self, h: Tensor, grid: tuple[int, int]) -> Tensor:

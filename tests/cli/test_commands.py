@@ -101,4 +101,4 @@ def test_sample_takes_half_precision_and_refuses_a_model_without_labels(tmp_path
     assert main(["sample", str(tmp_path / "half.safetensors"), "--steps", "2", "--out", out]) == 0
     save_model(DiT(**shape, num_classes=0), tmp_path / "free.safetensors")
     assert main(["sample", str(tmp_path / "free.safetensors"), "--out", out]) == 2
-    assert "`model` must have labels" in capsys.readouterr().err
+    assert "`cfg_scale` must be 1: the model has no labels" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from dit_fast.cli import build_parser
 from dit_fast.ops import NAMES
 from dit_fast.ops._core import OPS
+from dit_fast.train.config import HINTS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
@@ -24,6 +25,13 @@ any model and imports torch only."""
 
 ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
 
+FIELD_OPTIONS = {
+    f"--{no}{name.replace('_', '-')}"
+    for name, hint in HINTS.items()
+    for no in (("", "no-") if hint in (bool, bool | None) else ("",))
+}
+"""A flag for each field of a training run."""
+
 OPTIONS = {
     "info": {"--markdown", "--kernels"},
     "parity": {"--op", "--backend", "--dtype", "--json"},
@@ -32,8 +40,19 @@ OPTIONS = {
         "--vae", "--image-size", "--no-flip", "--image-column", "--label-column", "--split", "--no-labels", "--dtype",
         "--compute-dtype", "--device", "--batch-size", "--shard-rows", "--processes", "--workers", "--verify",
     },
+    "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
+    "bench": {
+        "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
+        "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
+    },
+    "plan": {
+        "--model", "--gpus", "--gpu", "--nodes", "--batch-size", "--precision", "--parallel", "--checkpointing",
+        "--image-size", "--steps", "--results", "--step-ms", "--mfu", "--efficiency", "--latency-us", "--json",
+        "--check",
+    },
 }  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

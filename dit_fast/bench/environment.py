@@ -11,8 +11,12 @@ import torch
 
 from dit_fast.ops._core import native
 
-LIBRARIES = ("flash-attn", "liger-kernel", "quack-kernels", "transformer-engine", "xformers")
-"""Libraries with kernels near ours. None of them computes an adaptive norm with a gated residual."""
+LIBRARIES = (
+    "flash-attn", "liger-kernel", "quack-kernels", "transformer-engine", "xformers", "diffusers", "openvino",
+    "onnxruntime",
+)  # fmt: skip
+"""Libraries with kernels near ours, none of which computes an adaptive norm with a gated residual; with DiTs; and
+runtimes of models."""
 
 
 def output(*command: str) -> str:

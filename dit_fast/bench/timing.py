@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a call takes, and how fast this machine copies memory.
+"""How long a call takes.
 
-On a GPU a call is timed by events on the stream, queued behind a pause that is longer than the host needs to launch
+On a GPU an op is timed by events on the stream, queued behind a pause that is longer than the host needs to launch
 it, so that launches are not in the time. "cold" writes more than the L2 cache holds before each call; "warm" makes
-the same call just before.
+the same call just before. Whole models, whose launches are part of what a user waits for, are timed by the host's
+clock from an idle device to an idle device ("").
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -18,20 +20,29 @@ PAUSE_CYCLES = 6_000_000
 """About 3 ms, several times what the host needs for the slowest call timed here."""
 
 
-class HostClock:
-    """Seconds of a call on the CPU."""
+@runtime_checkable
+class TimesItself(Protocol):
+    """A step in another process, which has the clock."""
 
-    def __init__(self, temperature: str) -> None:
-        assert temperature == ""
+    def seconds(self) -> float: ...
+
+
+class HostClock:
+    """Seconds of a call until the device is done."""
+
+    def __init__(self, device: str) -> None:
+        self.wait: Step = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def __call__(self, function: Step) -> float:
+        self.wait()
         start = time.perf_counter()
         function()
+        self.wait()
         return time.perf_counter() - start
 
 
 class DeviceClock:
-    """Seconds of a call on the current GPU."""
+    """Seconds of a call on the current GPU, launches left out."""
 
     def __init__(self, temperature: str) -> None:
         self.warm = temperature == "warm"
@@ -53,24 +64,19 @@ class DeviceClock:
 
 
 def time_alternating(
-    functions: dict[str, Step], rounds: int, device: str, temperature: str = ""
+    functions: Mapping[str, Step | TimesItself], rounds: int, device: str, temperature: str = "", warm_up: int = 3
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns so that a drift of the machine touches all alike."""
-    clock = DeviceClock(temperature) if device == "cuda" else HostClock(temperature)
+    clock: Callable[[Step], float] = DeviceClock(temperature) if temperature else HostClock(device)
+
+    def once(function: Step | TimesItself) -> float:
+        return function.seconds() if isinstance(function, TimesItself) else clock(function)
+
     for function in functions.values():
-        for _ in range(3):
-            clock(function)
+        for _ in range(warm_up):
+            once(function)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(clock(function))
+            times[name].append(once(function))
     return times
-
-
-def copy_bandwidth(device: str) -> float:
-    """GB/s, read and written bytes together, of a copy far larger than the caches: the ceiling of this machine."""
-    size = (2 << 30) if device == "cuda" else (256 << 20)
-    source = torch.zeros(size, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    times = time_alternating({"copy": lambda: target.copy_(source)}, 9, device, TEMPERATURES[device][0])
-    return 2 * size / sorted(times["copy"])[4] / 1e9
