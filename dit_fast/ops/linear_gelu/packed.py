@@ -2,9 +2,10 @@
 """Weights in oneDNN's own layout, kept beside the weights they were made of.
 
 A packed copy is found by its weight and does not keep it alive; it is made at the first use and again whenever the
-weight is no longer what it was: its version, which every in-place operation raises, its memory, dtype and shape, and a
-few dozen of its elements, for writes that raise no version (through `.data`, through NumPy, by FSDP's all-gather).
-Modules, state dicts, copies and pickles know nothing of it.
+weight may no longer be what it was. In-place operations raise a weight's version; another memory, dtype or shape is
+seen; a step of any optimizer counts, since PyTorch's fused ones raise no version; and against other silent writes
+(through `.data`, through NumPy, by FSDP's all-gather) a few dozen elements are compared. Modules, state dicts, copies
+and pickles know nothing of it.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 PROBES = 64
-"""Elements of a weight that are compared; every training step, average or load changes nearly all."""
+"""Elements of a weight that are compared: an average, a load or a merged adapter changes nearly all."""
 
 
 @dataclass(frozen=True)
 class _Packed:
+    steps: int
     version: int
     memory: tuple[Any, ...]
     probes: Tensor
@@ -30,7 +33,8 @@ class _Packed:
 
     def is_of(self, weight: Tensor, few: bool) -> bool:
         return (
-            self.version == weight._version
+            self.steps == _steps
+            and self.version == weight._version
             and self.memory == _memory(weight)
             and self.few == few
             and torch.equal(self.probes, _probes(weight))
@@ -39,6 +43,13 @@ class _Packed:
 
 _kept: Any = WeakIdKeyDictionary()
 _enabled = True
+_steps = 0
+_counting: Any = None
+
+
+def _count_steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    global _steps
+    _steps += 1
 
 
 def prepack(enabled: bool) -> None:
@@ -58,8 +69,6 @@ def why_not(rows: Tensor, weight: Tensor) -> str | None:
         return "prepack(False) was called"
     if weight.is_inference():
         return "a weight made in inference mode does not tell when it changes"
-    if torch.is_grad_enabled() and (weight.requires_grad or rows.requires_grad):
-        return "a gradient is wanted: weights are packed for inference only"
     return missing(rows.dtype)
 
 
@@ -105,10 +114,15 @@ def reorder() -> Callable[..., Tensor]:
 @torch.no_grad()
 def pack(weight: Tensor, rows: int) -> Tensor:
     """The packed copy of a dense weight (F, K), for products with about so many rows."""
+    global _counting
+    if _counting is None:
+        _counting = register_optimizer_step_post_hook(_count_steps)
     few = rows <= 16
     found = _kept.get(weight)
     if found is None or not found.is_of(weight, few):
-        found = _Packed(weight._version, _memory(weight), _probes(weight), few, reorder()(weight, 8 if few else 512))
+        found = _Packed(
+            _steps, weight._version, _memory(weight), _probes(weight), few, reorder()(weight, 8 if few else 512)
+        )
         _kept[weight] = found
     return found.weight
 
@@ -119,4 +133,4 @@ def _memory(weight: Tensor) -> tuple[Any, ...]:
 
 def _probes(weight: Tensor) -> Tensor:
     flat = weight.detach().view(-1)
-    return flat[:: max(1, flat.numel() // PROBES)].clone()
+    return flat[:: flat.numel() // PROBES | 1].clone()  # odd: of many columns
