@@ -177,7 +177,8 @@ def test_whatever_else_wants_to_see_linear_gets_pytorchs(calls):
     tangent = torch.func.jvp(lambda t: ops.linear(t, weight, bias), (x,), (x,))[1]
     torch.testing.assert_close(tangent, F.linear(x, weight))
     torch.testing.assert_close(torch.func.grad(lambda t: ops.linear(t, weight, bias).sum())(x)[0], weight.sum(0))
-    assert torch.jit.trace(lambda t: ops.linear(t, weight, bias), x, check_trace=False).graph.findNode("aten::linear") is not None
+    traced = torch.jit.trace(lambda t: ops.linear(t, weight, bias), x, check_trace=False)
+    assert traced.graph.findNode("aten::linear") is not None
     compiled = torch.compile(ops.linear, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias), wanted)
     assert ops.linear(x.to("meta"), weight.to("meta"), bias.to("meta")).shape == (5, 10)
