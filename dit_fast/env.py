@@ -12,6 +12,11 @@ def triton_interpret() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def launched() -> bool:
+    """Whether this is one of several processes that `torchrun` or the like started; torch reads these variables."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
 def without_triton_interpret() -> dict[str, str]:
     """The environment for a child process in which Triton compiles its kernels."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

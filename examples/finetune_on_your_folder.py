@@ -5,46 +5,41 @@
 
 The checkpoint may be the public release's, diffusers' or ours. A model of latent images needs `--vae`, the folder or
 hub name of a diffusers AutoencoderKL; one of pixels does not. `DiT.from_pretrained("mine")` loads the result, whose
-labels are named in `mine/classes.json`.
+labels are named in `mine/classes.json`. Started again after an interruption it goes on where it was.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from dit_fast.diffusion import create_diffusion
+from dit_fast.data import Source, encode, load_vae, open_source
 from dit_fast.integrations import checkpoints
 from dit_fast.models import DiT
-from dit_fast.train import TrainConfig, train
+from dit_fast.train import TrainConfig, Trainer
 
 TABLE = "y_embedder.embedding_table.weight"
 
 
-def read_folder(folder: Path, size: tuple[int, int], mode: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images (M, C, H, W) in [-1, 1], cropped in the middle, and mirrored ones after them; labels (M,); class names."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files = [(file, label) for label, name in enumerate(classes) for file in sorted((folder / name).iterdir())]
-    if not files:
-        raise SystemExit(f"{folder} must hold one folder of images for each class, it holds none")
-    height, width = size
-    pictures = [ImageOps.fit(Image.open(file).convert(mode), (width, height)) for file, _ in files]
-    pixels = torch.from_numpy(np.stack([np.asarray(p).reshape(height, width, -1) for p in pictures]))
-    images = pixels.permute(0, 3, 1, 2) / 127.5 - 1
-    labels = torch.tensor([label for _, label in files])
-    return torch.cat([images, images.flip(-1)]), labels.repeat(2), classes
+def read_folder(folder: Path, model: DiT, vae: str | None, out: Path) -> Source:
+    """The images as the model takes them; through the VAE, where there is one, once, before training."""
+    size = model.config["input_size"][0]
+    channels = 1 if model.in_channels == 1 else 3
+    if vae is not None:
+        size *= 2 ** (len(load_vae(vae).config.block_out_channels) - 1)  # pixels a latent
+        encode(open_source(folder, kind="folder", image_size=size, flip=False), out, vae)
+        source = open_source(out, kind="latents")
+    else:
+        source = open_source(folder, kind="folder", image_size=size, channels=channels)
+    if source.num_classes == 0:
+        raise SystemExit(f"{folder} must hold one folder of images for each class, it holds images alone")
+    if source.shape[0] != model.in_channels:
+        raise SystemExit(f"the model takes {model.in_channels} channels, images have {source.shape[0]}: --vae?")
+    return source
 
 
 @torch.no_grad()
-def encode(images: torch.Tensor, vae, batch_size: int = 16) -> torch.Tensor:
-    """The latents of all images, once, before training."""
-    parts = [vae.encode(x).latent_dist.sample() * vae.config.scaling_factor for x in images.split(batch_size)]
-    return torch.cat(parts)
-
-
 def with_classes(model: DiT, count: int) -> DiT:
     """The same model with a fresh label table; the null label, which guidance needs, keeps what it has learned."""
     if model.config["num_classes"] == 0 or model.config["class_dropout_prob"] == 0:
@@ -68,33 +63,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     options = parser.parse_args(arguments)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     pretrained = checkpoints.load(options.checkpoint)
-    height, width = pretrained.config["input_size"]
-    if options.vae:
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(options.vae).to(device).eval()
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent
-        images, labels, classes = read_folder(options.folder, (height * scale, width * scale), "RGB")
-        images = encode(images.to(device), vae)
-    else:
-        mode = "L" if pretrained.in_channels == 1 else "RGB"
-        images, labels, classes = read_folder(options.folder, (height, width), mode)
-        images = images.to(device)
-    if images.shape[1] != pretrained.in_channels:
-        raise SystemExit(f"the model takes {pretrained.in_channels} channels, images have {images.shape[1]}: --vae?")
-
-    model = with_classes(pretrained, len(classes)).to(device)
+    source = read_folder(options.folder, pretrained, options.vae, options.out / "latents")
     config = TrainConfig(
-        options.steps, min(options.batch_size, len(images)), options.lr, warmup=options.steps // 20,
+        steps=options.steps, batch_size=min(options.batch_size, len(source)), lr=options.lr,
+        warmup=options.steps // 20, workers=min(4, len(source) // 100), out=str(options.out), save_every=500,
         ema=min(0.9999, max(0.0, 1 - 10 / options.steps)),  # else a short run's average is still what it started from
     )  # fmt: skip
-    diffusion = create_diffusion("", learn_sigma=model.learn_sigma)
-    result = train(model, diffusion, images, labels.to(device), config)
+    result = Trainer(config, source, model=with_classes(pretrained, source.num_classes)).run()
     result.ema.save_pretrained(options.out)
-    (options.out / "classes.json").write_text(json.dumps(classes) + "\n")
-    print(f"{options.out}/: {len(classes)} classes, {len(images)} images, loss {result.losses[-1]:.4f}")
+    (options.out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
+    print(f"{options.out}/: {source.num_classes} classes, {len(source)} images, {result.steps} steps")
 
 
 if __name__ == "__main__":

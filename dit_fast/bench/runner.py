@@ -28,6 +28,8 @@ KINDS = {
     "train": "dit_fast.bench.train",
     "sample": "dit_fast.bench.sample",
     "memory": "dit_fast.bench.memory",
+    "growth": "dit_fast.bench.growth",
+    "unets": "dit_fast.bench.unets",
 }
 """Each a module with `rows(session)`."""
 

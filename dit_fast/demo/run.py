@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit_fast.diffusion import create_diffusion
-from dit_fast.models import DiT, save_model
+from dit_fast.models import save_model
 from dit_fast.sample import sample
-from dit_fast.train import TrainConfig, train
+from dit_fast.train import Trainer
+from dit_fast.train.configfile import load_config
+from dit_fast.train.progress_bar import ProgressBar
 
 from .figures import save_loss, save_samples
 from .quality import Judge, digits, halves
@@ -20,16 +21,10 @@ from .quality import Judge, digits, halves
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What `make demo` runs; tests run the same with fewer steps and images."""
+    """What `make demo` runs; tests run the same with fewer steps and images. `dit-fast train --preset digits` trains
+    the same model."""
 
     steps: int = 1500
-    batch_size: int = 128
-    lr: float = 3e-3
-    warmup: int = 100
-    ema: float = 0.995
-    hidden_size: int = 96
-    depth: int = 3
-    num_heads: int = 3
     sample_steps: int = 50
     cfg_scale: float = 2.0
     per_class: int = 50
@@ -46,17 +41,10 @@ def run(out: Path, config: DemoConfig | None = None, device: str | None = None, 
     out.mkdir(parents=True, exist_ok=True)
     images, labels = digits()
 
-    torch.manual_seed(config.seed)
-    model = DiT(
-        input_size=8, patch_size=2, in_channels=1, hidden_size=config.hidden_size, depth=config.depth,
-        num_heads=config.num_heads, num_classes=10,
-    ).to(device)  # fmt: skip
-    options = TrainConfig(
-        config.steps, config.batch_size, config.lr, betas=(0.9, 0.99), warmup=config.warmup, ema=config.ema,
-        seed=config.seed,
-    )  # fmt: skip
-    x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-    result = train(model, create_diffusion(""), x, y, options, progress)
+    told = {"steps": config.steps, "seed": config.seed, "save_every": 0, "sample_every": 0, "out": str(out)}
+    result = Trainer(
+        load_config("digits", None, told), watchers=[ProgressBar()] if progress else [], device=device
+    ).run()
     save_model(result.ema, out / "model.safetensors")
     save_loss(out / "loss.png", result.losses)
 
@@ -87,7 +75,7 @@ def run(out: Path, config: DemoConfig | None = None, device: str | None = None, 
         "images_per_second": result.images_per_second,
         "sample_seconds": sample_seconds,
         "samples": len(asked),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in result.ema.parameters()),
         "steps": config.steps,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,

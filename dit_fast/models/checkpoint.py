@@ -3,9 +3,6 @@
 file, `model.safetensors`, and the same arguments in a `config.json`."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,26 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit_fast.files import whole_or_not
+
 from .dit import DiT
+from .runs import AVERAGE, FOLDER, newest_checkpoint
 
 HEADER = "dit_fast.config"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 Model = TypeVar("Model", bound=DiT)
-
-
-@contextmanager
-def whole_or_not(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_weights(weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
@@ -59,6 +45,9 @@ def save_folder(weights: dict[str, Tensor], config: dict[str, Any], folder: str 
 def load_model(path: str | Path, device: str = "cpu") -> DiT:
     """The model of a `save_model` file or a `save_folder` folder, in evaluation mode.
 
+    Of a training run's checkpoint the averaged weights, which samples are drawn with; of a run's folder those of its
+    newest checkpoint.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, cut short, or not written by `save_model`.
@@ -81,7 +70,11 @@ def load_as(kind: type[Model], path: str | Path, device: str = "cpu") -> Model:
 def load_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of a file or folder, as they lie there."""
     path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    if (path / FOLDER).is_dir() and not (path / WEIGHTS).is_file():
+        path = newest_checkpoint(path) or path
+    file = path
+    if path.is_dir():
+        file = path / (AVERAGE if (path / AVERAGE).is_file() else WEIGHTS)
     if not file.is_file():
         other = "; `dit-fast convert` reads those of others" if path.is_dir() else ""
         raise FileNotFoundError(f"load_model: no checkpoint at {file}{other}")
@@ -94,7 +87,8 @@ def load_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     unlike = sorted(k for k in {**configs[0], **configs[-1]} if configs[0].get(k) != configs[-1].get(k))
     if unlike:
         raise ValueError(
-            f"load_model: {CONFIG} and the header of {WEIGHTS} in {path} must agree, they differ in {', '.join(unlike)}"
+            f"load_model: {CONFIG} and the header of {file.name} in {path} must agree, "
+            f"they differ in {', '.join(unlike)}"
         )
     return weights, configs[0]
 

@@ -50,6 +50,9 @@ class AdamWEMA(torch.optim.Optimizer):
     `state_dict` loads into `torch.optim.AdamW` and its into this; there, or where `ema_decay` was None, the averages
     start anew from the weights unless `load_ema_parameters` gives them. `max_grad_norm` is not in it.
 
+    DTensors, as `fully_shard` makes parameters: states are sharded like them, each rank steps its shards, and the norm
+    is that of all shards (a collective: every rank must step).
+
     To capture `step` in a CUDA graph, take one step before, so that all states exist.
 
     Raises:
@@ -98,9 +101,18 @@ class AdamWEMA(torch.optim.Optimizer):
         for group, params in trained:
             self._step(group, params, clip)
         for group, params in at_rest:
-            weights = [self._weight(group, param).to(_state_dtype(param)) for param in params]
-            torch._foreach_lerp_([self.state[param]["ema"] for param in params], weights, 1 - group["ema_decay"])
+            weights = [_local(self._weight(group, param)).to(_state_dtype(param)) for param in params]
+            averages = [_local(self.state[param]["ema"]) for param in params]
+            torch._foreach_lerp_(averages, weights, 1 - group["ema_decay"])
         return loss
+
+    def init_states(self) -> None:
+        """Make the states of all parameters that require a gradient, which else their first steps do: to load into,
+        or to save before the first step. Averages and masters are then the parameters as they are now."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad:
+                    self._state(group, param)
 
     def _divide(self) -> tuple[list[tuple[dict[str, Any], list[Tensor]]], list[tuple[dict[str, Any], list[Tensor]]]]:
         """(group, parameters) to step, alike in device and dtypes; and those with an average but no gradient."""
@@ -125,21 +137,24 @@ class AdamWEMA(torch.optim.Optimizer):
         if self.max_grad_norm is None:
             return None
         norm = torch.nn.utils.get_total_norm(grads)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()  # of the shards of all ranks
         self.grad_norm = norm if norm.dtype == torch.float64 else norm.float()
         return (self.max_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
 
     def _step(self, group: dict[str, Any], params: list[Tensor], clip: Tensor | None) -> None:
-        states = [self._state(group, param) for param in params]
+        states = [{name: _local(value) for name, value in self._state(group, param).items()} for param in params]
+        weights = [_local(param) for param in params]
         has_master = _has_master(group, params[0])
         has_ema = group["ema_decay"] is not None
         adamw_ema(
-            [state["master"] for state in states] if has_master else params,
-            [param.grad for param in params if param.grad is not None],
+            [state["master"] for state in states] if has_master else weights,
+            [_local(param.grad) for param in params if param.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["step"] for state in states],
             [state["ema"] for state in states] if has_ema else [],
-            params if has_master else [],
+            weights if has_master else [],
             lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
             ema_decay=group["ema_decay"] if has_ema else 1.0,
             clip=None if clip is None else clip.to(states[0]["exp_avg"]),
@@ -268,6 +283,11 @@ class AdamWEMA(torch.optim.Optimizer):
             for name in OWN:
                 group.setdefault(name, before[i][name] if before else self.defaults[name])
             group.update(OF_ADAMW)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A DTensor's part on this rank: steps are elementwise. (Known by its method: importing DTensor takes a second.)"""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _has_master(group: dict[str, Any], param: Tensor) -> bool:

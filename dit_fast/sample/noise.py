@@ -27,6 +27,9 @@ def streams(seed: int, images: Iterable[int], device: torch.device) -> list[torc
 
 
 def draw(generators: Sequence[torch.Generator], out: Tensor) -> None:
-    """Fill out (N, C, H, W) with N(0, 1), each image from its own generator."""
+    """Fill out (N, C, H, W), float32, with N(0, 1), each image from its own generator.
+
+    One step's at a time: what a generator gives depends on how much it is asked for at once.
+    """
     for row, generator in zip(out, generators, strict=True):
         row.normal_(generator=generator)

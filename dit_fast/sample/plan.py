@@ -42,12 +42,12 @@ class Denoiser(NamedTuple):
     dtype: torch.dtype
     cfg_scale: float
     cfg_channels: CfgChannels
-    cache_bytes: int
 
 
 class Plan:
     """Args:
     denoiser: the model.
+    table: where its modulations are, if they are cached; plans share it.
     chain: the steps; None where someone else steps, and only the model is run here.
     times: (M,) what the model is told, on the model's device.
     shape: (N, C, H, W).
@@ -57,10 +57,10 @@ class Plan:
     """
 
     def __init__(
-        self, denoiser: Denoiser, chain: Chain | None, times: Tensor, shape: tuple[int, ...], out_channels: int,
-        labels: int, guided: bool, capture: bool,
+        self, denoiser: Denoiser, table: ModulationTable | None, chain: Chain | None, times: Tensor,
+        shape: tuple[int, ...], out_channels: int, guided: bool, capture: bool,
     ) -> None:  # fmt: skip
-        self.denoiser, self.chain, self.times, self.capture = denoiser, chain, times, capture
+        self.denoiser, self.table, self.chain, self.times, self.capture = denoiser, table, chain, times, capture
         device, n = times.device, shape[0]
         dtype = torch.promote_types(denoiser.dtype, torch.float32)
         self.x = torch.zeros(shape, dtype=dtype, device=device)
@@ -69,38 +69,39 @@ class Plan:
         self.out = None if chain else torch.zeros((n, out_channels, *shape[2:]), dtype=dtype, device=device)
         self.noise: Tensor | None = None
         if chain and chain.draws_noise:
-            ahead = min(chain.steps, max(1, NOISE_BYTES // (self.x.numel() * self.x.element_size())))
-            self.noise = torch.zeros((ahead, *shape), dtype=dtype, device=device)
+            ahead = min(chain.steps, max(1, NOISE_BYTES // (4 * self.x.numel())))
+            self.noise = torch.zeros((ahead, *shape), device=device)  # float32, of any model: the same numbers
         self.noise_start = torch.zeros(1, dtype=torch.int64, device=device)
-        self.table: ModulationTable | None = None
+        self.places = torch.zeros_like(self.y)
+        self.rows = None if table is None else table.rows
         self.positions: Tensor | None = None
         if denoiser.parts is not None:
             p = denoiser.parts.patch_size
             self.grid = shape[2] // p, shape[3] // p
             self.positions = denoiser.parts.positions(self.grid)
-            if denoiser.cached:
-                reach = chain.evaluations - 1 if chain else 0
-                self.table = ModulationTable(
-                    denoiser.parts, times, n, guided, labels, denoiser.cache_bytes, reach
-                )
         self.graphs: dict[tuple[bool, ...], Any] = {}
-        self.pool = torch.cuda.graph_pool_handle() if capture else None
 
     def start(self, labels: list[int], held: list[int], generators: list[torch.Generator]) -> None:
         """A new batch: its labels, those to hold modulations of, and fresh noise in x."""
         both = labels + [self.denoiser.null] * (len(self.y) - len(labels))
         self.y.copy_(torch.tensor(both))
         if self.table is not None:
-            self.table.choose(held, both)
+            self.places.copy_(self.table.choose(held, both))
         self.generators = generators
         self.step.zero_()
-        noise.draw(generators, self.x)
+        fresh = torch.empty_like(self.x, dtype=torch.float32)
+        noise.draw(generators, fresh)
+        self.x.copy_(fresh)
 
     def prepare(self, variants: set[tuple[bool, ...]]) -> None:
-        """Capture the steps that are guided in these ways, unless they are captured. Before `start`: it spoils x."""
+        """Before a batch: a graph for each way in which steps are guided, unless it is there. x is spoiled."""
+        if self.table is not None and self.rows is not self.table.rows:
+            self.rows = self.table.rows
+            self.graphs.clear()  # they read another buffer
         if self.capture:
-            for guided in sorted(variants - self.graphs.keys()):
-                self.graphs[guided] = self._captured(partial(self._work, guided))
+            with torch.cuda.device_of(self.x):
+                for guided in sorted(variants - self.graphs.keys()):
+                    self.graphs[guided] = self._captured(partial(self._work, guided))
 
     def ahead(self, first: int, steps: int) -> int:
         """Compute and draw what the steps from `first` on need, as far as there is room; returns where that ends."""
@@ -159,30 +160,34 @@ class Plan:
         if own.shared:
             tokens = _repeated(tokens, times)
         if self.table is not None:
-            conditioning = own.parts.condition_of(self.table.at(time, rows))
+            conditioning = own.parts.condition_of(self.table.at(time, self.places[:rows]))
         else:
             conditioning = own.parts.condition(self.times.index_select(0, time).expand(rows), y)
         return own.parts.denoise(tokens, conditioning, self.grid)
 
     def _captured(self, work: Callable[[], None]) -> Any:
+        """A graph of `work`."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._rewind()
-                work()
-            self._rewind()
+            self._warm_up(work)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), next(iter(self.graphs.values())).pool() if self.graphs else None
         # thread_local: another thread, that of a data loader say, may allocate meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             work()
         return graph
 
+    def _warm_up(self, work: Callable[[], None]) -> None:
+        for _ in range(WARM_UP):
+            self._rewind()
+            work()
+        self._rewind()
+
     def _rewind(self) -> None:
         """Indices that are right in every buffer, whatever it holds."""
-        self.step.zero_()
-        self.noise_start.zero_()
+        for index in (self.step, self.noise_start, self.places):
+            index.zero_()
         if self.table is not None:
             self.table.start.zero_()
             self.table.forget()

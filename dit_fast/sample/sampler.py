@@ -13,6 +13,7 @@ from dit_fast.diffusion.loops import with_bar
 
 from .chains import Chain, DiffusionChain, FlowChain
 from .labels import Labels, class_ids
+from .modulations import ModulationTable
 from .noise import streams
 from .plan import Denoiser, Plan
 from .schedulers import SchedulerChain
@@ -94,6 +95,7 @@ class Sampler:
         )
         self._said: set[str] = set()
         self._plans: dict[Any, Plan] = {}
+        self._table: ModulationTable | None = None
         self._stamp: Any = None
         surface = self._surface()
         self._chain = _chain(method, steps, eta, clip_denoised, surface)
@@ -133,7 +135,7 @@ class Sampler:
         if batch_size < 1:
             raise ValueError(f"Sampler: `batch_size` must be 1 or more, got {batch_size}")
         shape = surface.in_channels, *self._size(surface, size)
-        self._renew()
+        self._renew(surface)
         null = [surface.num_classes] if self._is_guided() else []
         distinct = sorted({*ids, *null})
         starts = range(0, len(ids), batch_size)
@@ -142,8 +144,12 @@ class Sampler:
         for at in starts:
             own = ids[at : at + batch_size]
             plan = self._plan(surface, (len(own), *shape))
+            held, table = distinct, plan.table
+            if table is not None:
+                table.reserve(min(len(own), max(1, surface.num_classes)) + len(null), len(distinct))
+                if not table.holds_all(len(distinct)):
+                    held = sorted({*own, *null})
             plan.prepare({*self._guided})
-            held = distinct if plan.table is None or plan.table.holds_all(distinct) else sorted({*own, *null})
             plan.start(own, held, streams(seed, numbers[at : at + batch_size], surface.device))
             images.append(self._run(plan, bar))
         next(bar, None)  # closes it
@@ -152,6 +158,7 @@ class Sampler:
     def clear(self) -> None:
         """Give back the buffers and graphs that are kept for the next call."""
         self._plans.clear()
+        self._table = None
 
     def _run(self, plan: Plan, bar: Iterator[int]) -> Tensor:
         """All steps of a batch; on a GPU they are queued, and nothing waits for them."""
@@ -213,7 +220,6 @@ class Sampler:
             dtype=surface.dtype,
             cfg_scale=self.cfg_scale,
             cfg_channels=self.cfg_channels,
-            cache_bytes=self.cache_bytes,
         )
 
     def _decide(self, name: str, reason: str | None) -> bool:
@@ -229,31 +235,33 @@ class Sampler:
         return False
 
     def _plan(self, surface: Surface, shape: tuple[int, ...]) -> Plan:
+        """The plan for batches of this shape, kept or new."""
         capture = self._decide("cuda_graph", why_uncaptured(self.model, surface.device, self._asked["cuda_graph"]))
-        denoiser = self._denoiser(surface)
-        key = shape, surface, capture, denoiser
+        key = shape, capture
         plan = self._plans.pop(key, None)
         if plan is None:
             while len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
-            chain = self._chain
-            guided = self._is_guided()
+            denoiser, chain = self._denoiser(surface), self._chain
+            times = chain.times.to(surface.device)
+            if denoiser.cached and self._table is None:
+                assert denoiser.parts is not None
+                self._table = ModulationTable(denoiser.parts, times, self.cache_bytes, chain.evaluations - 1)
             plan = Plan(
-                denoiser, None if isinstance(chain, SchedulerChain) else chain, chain.times.to(surface.device), shape,
-                surface.out_channels, min(shape[0], max(1, surface.num_classes)) + guided, guided, capture,
+                denoiser, self._table, None if isinstance(chain, SchedulerChain) else chain, times, shape,
+                surface.out_channels, self._is_guided(), capture,
             )  # fmt: skip
         self._plans[key] = plan  # the latest last
         return plan
 
-    def _renew(self) -> None:
+    def _renew(self, surface: Surface) -> None:
         """Before a call: what depends on the weights is computed anew, and graphs that do not hold are dropped."""
-        now = stamp(self.model)
+        now = stamp(self.model), surface, self._denoiser(surface)
         if now != self._stamp:
-            self._plans.clear()
+            self.clear()
             self._stamp = now
-        for plan in self._plans.values():
-            if plan.table is not None:
-                plan.table.forget()
+        if self._table is not None:
+            self._table.forget()
 
 
 def _chain(

@@ -11,30 +11,49 @@ import pytest
 from dit_fast.cli import build_parser
 from dit_fast.ops import NAMES
 from dit_fast.ops._core import OPS
+from dit_fast.train.config import HINTS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
-    "env": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3, "parity": 4, "train": 4,
-    "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
+    "env": 0, "files": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3, "parity": 4,
+    "train": 4, "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
 
 ENVIRONMENT = {"DIT_FAST_BACKEND", "TRITON_INTERPRET"}
 
+FIELD_OPTIONS = {
+    f"--{no}{name.replace('_', '-')}"
+    for name, hint in HINTS.items()
+    for no in (("", "no-") if hint in (bool, bool | None) else ("",))
+}
+"""A flag for each field of a training run."""
+
 OPTIONS = {
     "info": {"--markdown", "--kernels"},
     "parity": {"--op", "--backend", "--dtype", "--json"},
     "demo": {"--out", "--steps", "--seed"},
+    "encode": {
+        "--vae", "--image-size", "--no-flip", "--image-column", "--label-column", "--split", "--no-labels", "--dtype",
+        "--compute-dtype", "--device", "--batch-size", "--shard-rows", "--processes", "--workers", "--verify",
+    },
+    "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
     "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
     "bench": {
         "--op", "--model", "--batch", "--dtype", "--backend", "--peer", "--direction", "--device", "--image-size",
         "--steps", "--rounds", "--minutes", "--allow-load", "--json", "--html", "--compare", "--threshold", "--base",
     },
-}
+    "plan": {
+        "--model", "--gpus", "--gpu", "--nodes", "--batch-size", "--precision", "--parallel", "--checkpointing",
+        "--image-size", "--steps", "--results", "--step-ms", "--mfu", "--efficiency", "--latency-us", "--json",
+        "--check",
+    },
+}  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit_fast.files import whole_or_not
 from dit_fast.models import DiT
-from dit_fast.models.checkpoint import HEADER, load_weights, read_safetensors, save_folder, save_weights, whole_or_not
+from dit_fast.models.checkpoint import HEADER, load_weights, read_safetensors, save_folder, save_weights
 
 from . import files
 from .architecture import infer

@@ -31,6 +31,7 @@ from torch.autograd import forward_ad
 
 from dit_fast import env
 
+from . import flops as flop_formulas
 from . import native, triton_interpreter
 from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, add_op, announce, current_backend
 from .triton_support import triton_why_not
@@ -78,6 +79,7 @@ class Op:
 
     `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say); `preference(tensors)` the
     order in which `auto` tries backends, where it is not the device's; `libraries` why a library's function cannot run.
+    `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Op:
         cpu_module: str | None = None,
         preference: Callable[[Sequence[Tensor]], tuple[str, ...]] | None = None,
         libraries: Mapping[str, WhyNot] | None = None,
+        flops: tuple[flop_formulas.Formula, ...] = (),
     ) -> None:
         self.name = name
         self.preference = preference
@@ -113,6 +116,8 @@ class Op:
             assert fake_backward is not None and save is not None and gradient is not None
             self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
             self._register_gradient(save, gradient)
+        for operator, formula in zip((name, f"{name}_backward"), flops, strict=False):
+            flop_formulas.register(getattr(torch.ops.dit_fast, operator), formula)
         OPS[name] = self
 
     def _register_gradient(self, save: Callable[..., None], gradient: Callable[..., Any]) -> None:

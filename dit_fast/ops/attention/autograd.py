@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from .._core import Op
 from .heads import new_gradients, unpack
@@ -61,6 +61,17 @@ def _gradient(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return (*heads, None if affine is None else daffine, None, None, None, None, None)
 
 
+def _flops(q: Size, k: Size | None, *rest: object) -> int:
+    """q k^T and P v."""
+    n, t, h, dh = q[0], q[1], q[-2], q[-1]
+    return 4 * n * h * t * (t if k is None else k[1]) * dh
+
+
+def _backward_flops(dout: Size, q: Size, k: Size | None, *rest: object) -> int:
+    """q k^T again, dout v^T, P^T dout, dS k and dS^T q: as PyTorch counts its own fused attention."""
+    return 5 * _flops(q, k) // 2
+
+
 CUDA_WIDTHS = (64, 72)
 
 
@@ -89,4 +100,5 @@ OP = Op(
     limits=_limits,
     preference=preference,
     libraries={name: why_not for name, (_, why_not) in LIBRARIES.items()},
+    flops=(_flops, _backward_flops),
 )

@@ -10,10 +10,11 @@ dshift and dscale then have 0 elements.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from .._core import Op
 
@@ -80,6 +81,14 @@ def _limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def _flops(x: Size, shift: Size | None, scale: Size | None, weight: Size, *rest: object) -> int:
+    return 2 * prod(x) * weight[0]
+
+
+def _backward_flops(dout: Size, x: Size, shift: Size | None, scale: Size | None, weight: Size, *rest: object) -> int:
+    return 2 * _flops(x, shift, scale, weight)
+
+
 OP = Op(
     "final_layer",
     forward="(Tensor x, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, SymInt height, SymInt width,"
@@ -93,4 +102,5 @@ OP = Op(
     gradient=_gradient,
     strided=("shift", "scale"),
     limits=_limits,
+    flops=(_flops, _backward_flops),
 )

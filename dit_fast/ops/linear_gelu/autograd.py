@@ -12,7 +12,7 @@ s = sigmoid(2z):
 from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from .._core import Op
 
@@ -41,6 +41,14 @@ def _gradient(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, dbias, None, None
 
 
+def _flops(x: Size, weight: Size, *rest: object) -> int:
+    return 2 * prod(x) * weight[0]
+
+
+def _backward_flops(dy: Size, x: Size, weight: Size, *rest: object) -> int:
+    return 2 * _flops(x, weight)
+
+
 OP = Op(
     "linear_gelu",
     forward="(Tensor x, Tensor weight, Tensor bias, bool keep) -> (Tensor y, Tensor u)",
@@ -50,4 +58,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     cpu_module="cpu_kernel",
+    flops=(_flops, _backward_flops),
 )

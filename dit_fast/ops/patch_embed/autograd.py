@@ -9,9 +9,10 @@ compute, as aten's output_mask does; the others come back with 0 elements. In tr
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from .._core import Op
 
@@ -49,6 +50,14 @@ def _limits(backend: str, tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def _flops(x: Size, weight: Size, *rest: object) -> int:
+    return 2 * prod(x) * weight[0]
+
+
+def _backward_flops(dout: Size, x: Size, weight: Size, needed: Sequence[bool], *rest: object) -> int:
+    return sum(needed[:2]) * _flops(x, weight)
+
+
 OP = Op(
     "patch_embed",
     forward="(Tensor x, Tensor weight, Tensor? bias, Tensor pos) -> Tensor",
@@ -59,4 +68,5 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     limits=_limits,
+    flops=(_flops, _backward_flops),
 )
