@@ -11,8 +11,8 @@ from dit_fast.models import DiT
 from dit_fast.parity import ALLOWANCE, distance
 from dit_fast.train import TrainConfig, Trainer
 from dit_fast.train.watch import Watcher
+from tests.train.programs import Loose, live
 from tests.train.programs import config as four_steps
-from tests.train.programs import live
 from tests.train.source import Tiles
 
 ARGS = {"hidden_size": 32, "depth": 1, "num_heads": 1, "patch_size": 2}
@@ -123,9 +123,9 @@ def test_drawings_are_of_the_average_and_disturb_nothing(tmp_path):
         return torch.linspace(-2, 2, len(labels)).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
 
     fields = {"sample_every": 2, "sample_count": 5, "log_every": 3}
-    trainer = Trainer(config(tmp_path, **fields), Tiles(), [notes], draw=draw)
+    trainer = Trainer(config(tmp_path, **fields), Loose(), [notes], draw=draw)
     result = trainer.run()
-    assert result.losses == train(config(tmp_path)).losses
+    assert result.losses == train(config(tmp_path), Loose()).losses
     assert [step for step, _, _ in notes.drawn] == [2, 4] and notes.reason == "done"
     assert notes.drawn[0][1].dtype == torch.uint8 and notes.drawn[0][1][:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
     assert notes.drawn[0][2].tolist() == [0, 0, 0, 1, 1]
