@@ -31,6 +31,7 @@ BAD = {
     "sample_count": [(0, "at least 1")],
     "peak_tflops": [(0, "above 0"), ("big", "a number")],
     "out": [(3, "text")],
+    "compile": [("max-autotun", "the nearest known one is max-autotune"), (1, "true or false or text")],
 }  # fmt: skip
 
 
