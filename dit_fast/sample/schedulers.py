@@ -35,7 +35,7 @@ class SchedulerChain:
         name, config = type(scheduler).__name__, self.scheduler.config
         self.is_flow = name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
         learned = config.get("variance_type") in LEARNED
-        self.takes_variance = learned and hasattr(self.scheduler, "variance_type")
+        self.takes_variance = learned and "variance_type" in vars(self.scheduler)
         if learned and not self.takes_variance and in_channels > 3:
             raise ValueError(f"Sampler: {name} with a learned variance takes up to 3 channels, got {in_channels}")
         arguments = inspect.signature(self.scheduler.step).parameters
