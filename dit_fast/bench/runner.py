@@ -25,6 +25,11 @@ from .session import Options, Session
 KINDS = {
     "ops": "dit_fast.bench.ops",
     "model": "dit_fast.bench.model",
+    "train": "dit_fast.bench.train",
+    "sample": "dit_fast.bench.sample",
+    "memory": "dit_fast.bench.memory",
+    "growth": "dit_fast.bench.growth",
+    "unets": "dit_fast.bench.unets",
 }
 """Each a module with `rows(session)`."""
 
@@ -39,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32 and bfloat16")
     parser.add_argument("--backend", action="append", help="only this backend of ours")
     parser.add_argument("--peer", action="append", help="only this peer; none: only eager, the measure")
-    parser.add_argument("--direction", action="append", choices=["forward", "forward+backward"], help="of `model`")
+    parser.add_argument("--direction", action="append", choices=["forward", "forward+backward", "step"],
+                        help="of `model` and of `memory`")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--image-size", type=int, default=32, help="side of the latent (default 32: 256 pixels)")
     parser.add_argument("--steps", type=int, help="steps of sampling to time")
@@ -88,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         from .compare import print_comparison
 
-        return print_comparison(*arguments.compare, threshold=arguments.threshold)
+        before, after = arguments.compare
+        return print_comparison(before, after, arguments.threshold)
     options = options_of(arguments)
     if arguments.base:
         from .base import run_base

@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in HINTS if hasattr(arguments, name)}
     config = load_config(arguments.preset, arguments.config, flags)
     if arguments.dry_run:
-        from ._plan import plan
+        from ._dry_run import dry_run
 
-        print(plan(config, arguments.ranks), end="")
+        print(dry_run(config, arguments.ranks), end="")
         return 0
 
     from dit_fast.train.engine import Trainer, open_data

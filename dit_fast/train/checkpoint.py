@@ -68,10 +68,11 @@ def save(trainer: "Trainer", progress: Progress) -> None:
 
 
 def averages(trainer: "Trainer", device: torch.device, keep: bool = True) -> dict[str, Tensor]:
-    """The averaged model's `state_dict`, in float32 or the weights' own, whole. Every rank must ask for it."""
+    """The averaged model's `state_dict`, whole, in float32 (float64 of float64 weights). Every rank must ask for it."""
     names = [name for name, _ in trainer.model.named_parameters()]
     average = dict(zip(names, trainer.optimizer.ema_parameters(), strict=True))
-    return whole({**trainer.model.state_dict(), **average}, device, keep)
+    found = whole({**trainer.model.state_dict(), **average}, device, keep)
+    return {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in found.items()}
 
 
 def resume(trainer: "Trainer") -> float:

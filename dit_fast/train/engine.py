@@ -59,7 +59,7 @@ class Trainer:
         source: the images; None opens `config.data`.
         watchers: told what happens, on rank 0; None takes those that `config` asks for.
         model: starts from its weights, and trains it in place; None makes `config.model`, drawn from `config.seed`.
-        draw: draws images each `config.sample_every` steps; None draws none.
+        draw: draws images each `config.sample_every` steps, on rank 0; None draws none. Give it to every rank.
         device: None takes this process's GPU where there is one.
 
     Raises:
@@ -234,7 +234,8 @@ class Trainer:
         self.ranks.barrier()
 
     def averaged(self) -> DiT:
-        """A copy of the model with averaged weights, whole and in evaluation mode. Every rank must ask for it."""
+        """The model with averaged weights, whole and in evaluation mode; memory may be the optimizer's. Every rank must
+        ask for it."""
         with torch.device("meta"):
             copy = type(self.model)(**cast("dict[str, Any]", self.model.config))
         weights = checkpoint.averages(self, self.ranks.device)
@@ -322,6 +323,8 @@ def _check(model: DiT, source: Source) -> None:
         raise ValueError(
             f"train: `model` must take the data's {source.shape[0]} channels, got one that takes {model.in_channels}"
         )
+    if model.num_classes and not source.num_classes:
+        raise ValueError(f"train: `num_classes` must be 0, for the data has no labels, got {model.num_classes}")
     if model.num_classes and model.num_classes < source.num_classes:
         raise ValueError(
             f"train: `num_classes` must be 0 or at least the data's, {source.num_classes}, got {model.num_classes}"

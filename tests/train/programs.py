@@ -4,6 +4,7 @@
 import math
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dit_fast.ops import use_backend
 from dit_fast.parity import enliven
 from dit_fast.train import TrainConfig, Trainer
 from dit_fast.train.engine import build_model
+from dit_fast.train.files import JsonLog
 from tests.train.source import Tiles
 
 SMALL = {"hidden_size": 32, "depth": 2, "num_heads": 1, "patch_size": 2}
@@ -130,3 +132,31 @@ def failing(config: TrainConfig, source: Tiles) -> str:
     except (ValueError, FloatingPointError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+class Loose(Tiles):
+    """Draws from torch's own generator too, as a source of someone else's may."""
+
+    def example(self, index: int, generator: torch.Generator) -> Any:
+        x, y = super().example(index, generator)
+        return x + 0.01 * torch.randn(self.shape), y
+
+
+KILLED = {"steps": 24, "save_every": 1, "keep": 2, "log_every": 1, "model_args": {**SMALL, "depth": 1}}
+
+
+def killable(out: Path, accesses: int) -> None:
+    """A run that saves after every step; it kills itself at its access to the files of `out` of this number, if any."""
+    seen = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event.split(".")[0] in ("open", "os", "shutil") and arguments and str(out) in str(arguments[0]):
+            seen += 1
+            if seen == accesses:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if accesses:
+        sys.addaudithook(watch)
+    run = config(out, **KILLED)
+    Trainer(run, Loose(), watchers=[JsonLog()]).run()

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._core.triton_common import add_dot
+
 PARTS = 128
 """Most partial sums of dbias: enough programs for any GPU together with the tiles of F, and short to add up."""
 
@@ -50,7 +52,7 @@ def _forward_kernel(
         k = start + tl.arange(0, BLOCK_K)
         a = tl.load(x_rows + k[None, :], mask=(row[:, None] < M) & (k[None, :] < K), other=0.0)
         b = tl.load(weight_rows + k[:, None], mask=(k[:, None] < K) & (column[None, :] < F), other=0.0)
-        acc = tl.dot(a, b, acc, input_precision="ieee")
+        acc = add_dot(acc, a, b)
     acc += tl.load(bias + column, mask=column < F, other=0.0).to(tl.float32)[None, :]
     place = row.to(tl.int64)[:, None] * F + column[None, :]
     mask = (row[:, None] < M) & (column[None, :] < F)
