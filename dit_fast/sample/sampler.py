@@ -104,6 +104,7 @@ class Sampler:
         self._guided = self._variants(cfg_interval)
         self._denoiser(surface)  # so that what cannot be is said now
 
+    @torch.inference_mode(False)  # else buffers made in a caller's inference mode could not be written outside of it
     @torch.no_grad()
     def __call__(
         self,
@@ -197,11 +198,13 @@ class Sampler:
 
     def _variants(self, interval: tuple[float, float] | None) -> list[tuple[bool, ...]]:
         """For each step, whether each of its evaluations of the model is guided."""
-        low, high = (0.0, 1000.0) if interval is None else interval
-        if not 0 <= low <= high <= 1000:
-            raise ValueError(f"Sampler: `cfg_interval` must be (low, high) within 0 to 1000, got {interval}")
         chain = self._chain
-        guided = [self.cfg_scale != 1 and low <= level <= high for level in chain.levels]
+        guided = [self.cfg_scale != 1] * len(chain.levels)
+        if interval is not None:
+            low, high = interval
+            if not 0 <= low <= high <= 1000:
+                raise ValueError(f"Sampler: `cfg_interval` must be (low, high) within 0 to 1000, got {interval}")
+            guided = [self.cfg_scale != 1 and low <= round(level, 3) <= high for level in chain.levels]
         return [tuple(guided[i : i + chain.evaluations]) for i in range(chain.steps)]
 
     def _denoiser(self, surface: Surface) -> Denoiser:
@@ -258,7 +261,7 @@ class Sampler:
 
     def _renew(self, surface: Surface) -> None:
         """Before a call: what depends on the weights is computed anew, and graphs that do not hold are dropped."""
-        now = stamp(self.model), surface, self._denoiser(surface)
+        now = stamp(self.model, surface.device), surface, self._denoiser(surface)
         if now != self._stamp:
             self.clear()
             self._stamp = now

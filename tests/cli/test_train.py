@@ -33,7 +33,7 @@ def test_a_run_its_rest_and_what_they_leave(tmp_path, capsys):
     assert "start    from" in capsys.readouterr().out
     assert main([*command, "--steps", "30"]) == 0
     said = capsys.readouterr()
-    assert re.match(r"done after 30 of 30 steps, .* images/s; checkpoints, samples and summary.md in ", said.out)
+    assert re.match(r"done after 30 of 30 steps, 0:\d\d:\d\d this time; checkpoints, samples and summary", said.out)
     assert "training: step 30 of 30, loss " in said.err
     log = read_log(out / "log.jsonl")
     assert [e["step"] for e in log if e["event"] == "record"] == [5, 10, 15, 20, 25, 30]
