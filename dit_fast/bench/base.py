@@ -78,11 +78,8 @@ def measure_in(folder: Path, words: list[str], result: Path) -> list[Row]:
     Raises:
         RuntimeError: it failed; the message has the end of what it said.
     """
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from dit_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, "bench", *words, "--json", str(result)], capture_output=True, text=True,
-        cwd=folder,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "dit_fast", "bench", *words, "--json", str(result)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)  # -m imports from the folder first
     if done.returncode:
         raise RuntimeError(f"bench in {folder} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
     return read(result).rows

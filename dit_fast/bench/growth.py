@@ -79,7 +79,7 @@ def rows(session: Session) -> Iterator[Row]:
                 if session.out_of_time():
                     return
                 options = replace(
-                    told, image_size=variant.image_size, peers=told.peers or PEERS,
+                    told, image_size=variant.image_size, peers=told.peers or PEERS, backends=told.backends or ("auto",),
                     rounds=told.rounds or ROUNDS[session.device],
                 )  # fmt: skip
                 recipe = Recipe(

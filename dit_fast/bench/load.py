@@ -92,6 +92,21 @@ def gpu_utilisation() -> float | None:
         return None
 
 
+def idle_gpu(tries: int = 4) -> float | None:
+    """The least utilisation of a few looks: the driver's figure is of the last second, and a process of ours may have
+    just ended."""
+    seen = []
+    for _ in range(tries):
+        percent = gpu_utilisation()
+        if percent is None:
+            return None
+        seen.append(percent)
+        if percent <= GPU_LIMIT:
+            break
+        time.sleep(1)
+    return min(seen)
+
+
 def refuse_if_busy(device: str, monitor: LoadMonitor, allowed: bool) -> dict[str, object]:
     """What the machine does before the first timing, for the result.
 
@@ -102,7 +117,7 @@ def refuse_if_busy(device: str, monitor: LoadMonitor, allowed: bool) -> dict[str
     found: dict[str, object] = {"others_cores": cores, "limit": LIMIT, "allowed": allowed}
     busy = f"{cores:.2f} cores" if is_loaded(cores, device) else ""
     if device == "cuda":
-        found["gpu_percent"] = percent = gpu_utilisation()
+        found["gpu_percent"] = percent = idle_gpu()
         busy = f"{percent:.0f}% of the GPU" if percent is not None and percent > GPU_LIMIT else busy
     if busy and not allowed:
         raise ValueError(

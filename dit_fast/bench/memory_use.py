@@ -35,18 +35,16 @@ def peak_of_call(function: Step, device: str) -> tuple[int, str]:
     return most, CPU_METHOD
 
 
+LAUNCH = re.compile(r"^(cudaLaunchKernel|cuLaunchKernel|cudaGraphLaunch|cuGraphLaunch)")
+
+
 def launches(function: Step) -> int:
-    """Kernels that one call puts on the GPU; those inside a captured graph count one each."""
+    """How often one call asks the GPU for work: kernels, and captured graphs as one each; copies do not count."""
     function()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         function()
         torch.cuda.synchronize()
-    kinds = re.compile(r"^(Memcpy|Memset|Activity Buffer)")
-    return sum(
-        1
-        for event in seen.profiler.kineto_results.events()
-        if event.device_type() == torch.autograd.DeviceType.CUDA and not kinds.match(event.name())
-    )
+    return sum(1 for event in seen.profiler.kineto_results.events() if LAUNCH.match(event.name()))
 
 
 def reset_peak_resident() -> None:

@@ -101,6 +101,22 @@ def steps(spec: Spec, inputs: dict[str, Any], backend: str) -> dict[str, Step]:
     return {"forward": forward, "backward": backward}
 
 
+def ready(
+    session: Session, spec: Spec, inputs: dict[str, Any], name: str, ours: bool, dtype: str
+) -> dict[str, Step] | None:
+    """Steps that ran once, compiled; a peer that fails on this case is listed as absent: it is another's code."""
+    try:
+        made = steps(spec, inputs, name)
+        for step in made.values():
+            step()
+    except Exception as error:
+        if ours or name == "eager":
+            raise
+        session.absent[f"ops: {spec.op.name}: {name}, {dtype}"] = f"failed: {str(error).splitlines()[0][:300]}"
+        return None
+    return made
+
+
 def check(
     session: Session, spec: Spec, backends: Sequence[str], dtype: torch.dtype
 ) -> dict[str, dict[str, float]]:
@@ -162,7 +178,7 @@ def bench(
     names = [*backends, *others]
     torch.compiler.reset()  # another case's graphs count towards the limit of compilations
     inputs = spec.make(case, dtype, device)
-    made = {n: steps(spec, inputs, n) for n in names}
+    made = {n: made_steps for n in names if (made_steps := ready(session, spec, inputs, n, n in backends, name))}
     cost = spec.cost(case.dims, dtype.itemsize)
     for direction in ("forward", "backward") if spec.gradients else ("forward",):
         moved, flops = (

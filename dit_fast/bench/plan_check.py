@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner's formulas beside a run: DDP over gloo with two processes on this machine, from one process's step.
 
-Two processes of one thread each take turns: a training step alone (both at once, nothing exchanged), and the same step
-under DDP. Between them the link is measured, by all-reduces of many bytes and of few. From the first and the link the
-planner says what the second should take; a third figure is one process that has the machine to itself.
+Two processes of one thread each go through the same rounds: a training step of one while the other waits; of both at
+once, nothing exchanged; of both under DDP; an all-reduce of few bytes and one of many, which tell what the link does.
+From the second and the link the planner says what the third should take.
 """
 
 import sys
@@ -48,47 +48,34 @@ def training_step(recipe: Recipe, wrap: bool) -> Step:
     return step
 
 
-def _together(function: Step, rounds: int) -> list[float]:
-    """Seconds of calls that all ranks begin together."""
-    clock, seconds = HostClock("cpu"), []
-    for _ in range(rounds):
-        if dist.is_initialized():
-            dist.barrier()
-        seconds.append(clock(function))
-    return seconds
-
-
-def _worker(rank: int, world: int, folder: str, recipe: Recipe, rounds: int, results: Any) -> None:
+def _worker(rank: int, folder: str, recipe: Recipe, rounds: int, results: Any) -> None:
     torch.set_num_threads(1)
-    if world == 1:
-        step = training_step(recipe, wrap=False)
-        step()
-        results.put((rank, {"alone": _together(step, rounds)}))
-        return
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     try:
         alone, together = training_step(recipe, wrap=False), training_step(recipe, wrap=True)
         few, many = torch.zeros(FEW // 4), torch.zeros(MANY // 4)
         turns: dict[str, Step] = {
+            "alone": alone if rank == 0 else lambda: None,
             "beside": alone, "ddp": together,
             "few": lambda: dist.all_reduce(few), "many": lambda: dist.all_reduce(many),
         }  # fmt: skip
+        clock = HostClock("cpu")
         found: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(rounds + 1):  # the first is a warm-up
             for name, function in turns.items():
-                found[name] += _together(function, 1)
-        results.put((rank, {name: values[1:] for name, values in found.items()}))
+                dist.barrier()
+                found[name].append(clock(function))
+        results.put({name: values[1:] for name, values in found.items()})
     finally:
         dist.destroy_process_group()
 
 
-def _run(world: int, recipe: Recipe, rounds: int) -> dict[str, list[float]]:
-    """Each round's slowest rank."""
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
+def _run(recipe: Recipe, rounds: int) -> dict[str, list[float]]:
+    """Each round's slowest process."""
+    results = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_worker, (world, folder, recipe, rounds, results), nprocs=world)
-    ranks = [results.get()[1] for _ in range(world)]
+        multiprocessing.spawn(_worker, (folder, recipe, rounds, results), nprocs=WORLD)
+    ranks = [results.get() for _ in range(WORLD)]
     return {name: [max(turn) for turn in zip(*(rank[name] for rank in ranks), strict=True)] for name in ranks[0]}
 
 
@@ -105,7 +92,7 @@ def check(model: str, batch: int, rounds: int = 7) -> Result:
     recipe = Recipe(model, batch)
     monitor = LoadMonitor()
     monitor.start()
-    found = {**_run(1, recipe, rounds), **_run(WORLD, recipe, rounds)}
+    found = _run(recipe, rounds)
     others = monitor.stop()
     link = link_of(median(found["few"]), median(found["many"]))
     shapes = recipe.shapes()

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Kept:
     inputs: int
 
 
+@cache
 def activations(model: str, image_size: int, precision: str, checkpointing: bool = False) -> Activations:
     """Of `model` on latents of `image_size`, in a precision of `TrainConfig`.
 

@@ -7,6 +7,7 @@ a key of the file with dashes. `torchrun ... -m dit_fast train ...` takes the sa
 
 import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -48,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in HINTS if hasattr(arguments, name)}
     config = load_config(arguments.preset, arguments.config, flags)
     if arguments.dry_run:
-        from ._plan import plan
+        from ._dry_run import dry_run
 
-        print(plan(config, arguments.ranks), end="")
+        print(dry_run(config, arguments.ranks), end="")
         return 0
 
     from dit_fast.train.engine import Trainer, open_data
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if trainer.ranks.first:
         print(
-            f"{result.reason} after {result.steps} of {config.steps} steps, {result.images_per_second:.4g} images/s;"
-            f" checkpoints, samples and summary.md in {config.out}/"
+            f"{result.reason} after {result.steps} of {config.steps} steps, {timedelta(seconds=round(result.seconds))}"
+            f" this time; checkpoints, samples and summary.md in {config.out}/"
         )
     return 0

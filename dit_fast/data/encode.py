@@ -69,12 +69,7 @@ def encode(
         job = Job(source, out, vae, plan, place, workers)
         missing = group.all(missing_shards(out, plan))[0]
         problems = [p for held in group.all(work(job, missing, group, processes, progress)) for p in held]
-        if problems:
-            more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-            raise ValueError(
-                f"{len(problems)} images cannot be read: {'; '.join(problems[:SHOWN])}{more}. All other shards are"
-                " written; put whole images in their place and run the same command"
-            )
+        refuse(problems)
         if group.rank == 0:
             finish(out, plan)
         group.all(None)
@@ -82,6 +77,16 @@ def encode(
     if verify and group.rank == 0:
         compare_checksums(out, manifest)
     return manifest
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise, if images could not be read."""
+    if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"{len(problems)} images cannot be read: {'; '.join(problems[:SHOWN])}{more}. All other shards are"
+            " written; put whole images in their place and run the same command"
+        )
 
 
 def check_options(
@@ -168,6 +173,8 @@ def locked(out: Path) -> Iterator[None]:
 
 def prepare(out: Path, plan: Manifest) -> None:
     """Write the plan into a new folder; in an old one, see that it is the same, and clear what a kill left behind."""
+    for partial in [path for name in (PLAN, MANIFEST, "shard-") for path in out.glob(f"{name}*.partial")]:
+        partial.unlink()
     for name in (MANIFEST, PLAN):
         if (out / name).is_file():
             there = read_manifest(out / name)
@@ -180,8 +187,6 @@ def prepare(out: Path, plan: Manifest) -> None:
         if held:
             raise ValueError(f"`out` must be a new folder or a latent cache, {out} holds {held[:SHOWN]}")
         write_manifest(out / PLAN, plan)
-    for partial in out.glob("*.partial"):
-        partial.unlink()
 
 
 def differences(there: Manifest, asked: Manifest) -> str:

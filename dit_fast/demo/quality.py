@@ -36,12 +36,16 @@ class Judge:
         return h
 
     def frechet(self, a: np.ndarray, b: np.ndarray) -> float:
-        """Frechet distance between the Gaussians fitted to the features of two sets of images (2017, FID)."""
-        fa, fb = self.features(a), self.features(b)
-        ca, cb = np.cov(fa, rowvar=False), np.cov(fb, rowvar=False)
-        # The trace of the root of ca @ cb: its eigenvalues are real and not negative, but for rounding.
-        roots = np.sqrt(np.linalg.eigvals(ca @ cb).real.clip(min=0))
-        return float(np.square(fa.mean(0) - fb.mean(0)).sum() + np.trace(ca + cb) - 2 * roots.sum())
+        """The distance between the features of two sets of images."""
+        return frechet(self.features(a), self.features(b))
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance between the Gaussians fitted to features a (M, D) and b (K, D) (arXiv 1706.08500, FID)."""
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The trace of the root of ca @ cb: its eigenvalues are real and not negative, but for rounding.
+    roots = np.sqrt(np.linalg.eigvals(ca @ cb).real.clip(min=0))
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(ca + cb) - 2 * roots.sum())
 
 
 def flat(images: np.ndarray) -> np.ndarray:

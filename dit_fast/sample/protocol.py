@@ -8,9 +8,9 @@ wait only. N images, H W size.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
+
+from dit_fast.files import whole_or_not
 
 from .decoding import decode
 from .pictures import to_uint8
@@ -137,17 +139,22 @@ def draw_to_npz(
         return out
     parts.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        _write_whole(_plan_path(out), lambda file: file.write((json.dumps(wanted, indent=2) + "\n").encode()))
+        with whole_or_not(_plan_path(out)) as partial:
+            partial.write_text(json.dumps(wanted, indent=2) + "\n")
     files = [parts / f"{start:08d}.npy" for start in range(0, count, batch_size)]
     missing = [i for i in range(rank, len(files), world_size) if not files[i].exists()]
     for i in tqdm(missing, desc="drawing", unit="batch", disable=not progress or rank > 0):
         numbers = range(i * batch_size, min((i + 1) * batch_size, count))
         chosen = None if labels is None else labels[numbers.start : numbers.stop]
         images = _as_rgb(draw(numbers, chosen), len(numbers))
-        _write_whole(files[i], lambda file, images=images: np.save(file, images))  # type: ignore[misc]
+        with whole_or_not(files[i]) as partial, partial.open("wb") as file:
+            np.save(file, images)
     _wait(world_size)
     if rank == 0:
-        _write_whole(out, lambda file: _assemble(files, count, file))
+        for left in out.parent.glob(f"{glob.escape(out.name)}.*.partial"):  # by a kill; it may be large
+            left.unlink()
+        with whole_or_not(out) as partial:
+            _assemble(files, count, partial)
         shutil.rmtree(parts)
     _wait(world_size)  # `out` is there when any rank returns
     return out
@@ -216,17 +223,7 @@ def _as_rgb(images: Tensor, count: int) -> np.ndarray:
     return images.expand(*images.shape[:-1], 3).cpu().contiguous().numpy()
 
 
-def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """The file has its name once all of its bytes are on the disk."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def _assemble(files: list[Path], count: int, file: Any) -> None:
+def _assemble(files: list[Path], count: int, file: Path) -> None:
     """Stream the parts into what np.savez would write, one part in memory at a time."""
     shape = np.load(files[0], mmap_mode="r").shape[1:]
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit_fast.cli import main
 from dit_fast.cli._drawing import Drawing
-from dit_fast.cli._plan import plan
+from dit_fast.cli._dry_run import dry_run
 from dit_fast.data import TensorSource
 from dit_fast.models import DiT
 from dit_fast.parity import enliven
@@ -33,7 +33,7 @@ def test_a_run_its_rest_and_what_they_leave(tmp_path, capsys):
     assert "start    from" in capsys.readouterr().out
     assert main([*command, "--steps", "30"]) == 0
     said = capsys.readouterr()
-    assert re.match(r"done after 30 of 30 steps, .* images/s; checkpoints, samples and summary.md in ", said.out)
+    assert re.match(r"done after 30 of 30 steps, 0:\d\d:\d\d this time; checkpoints, samples and summary", said.out)
     assert "training: step 30 of 30, loss " in said.err
     log = read_log(out / "log.jsonl")
     assert [e["step"] for e in log if e["event"] == "record"] == [5, 10, 15, 20, 25, 30]
@@ -165,6 +165,6 @@ def test_latents_are_decoded_or_shown_and_that_is_said(monkeypatch, caplog):
         assert len(caplog.records) == 1 and reason in caplog.text and "first channels, not images" in caplog.text
 
 
-def test_the_plan_is_of_the_ranks_there_are():
-    assert "in one process, 256 images at a time" in plan(TrainConfig())
-    assert "each of 2 processes (ddp), 32 images at a time" in plan(TrainConfig(accumulate=4), 2)
+def test_a_dry_run_is_of_the_ranks_there_are():
+    assert "in one process, 256 images at a time" in dry_run(TrainConfig())
+    assert "each of 2 processes (ddp), 32 images at a time" in dry_run(TrainConfig(accumulate=4), 2)

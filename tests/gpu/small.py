@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.gpu.small: every CUDA kernel once on small cases, for compute-sanitizer to watch (`make gpu`)."""
+"""python -m tests.gpu.small [op ...]: every CUDA kernel (of these ops) once on small cases, for compute-sanitizer to
+watch (`make gpu`)."""
+
+import sys
 
 import torch
 
@@ -8,7 +11,7 @@ from dit_fast.parity import run
 
 ran = 0
 for spec in specs().values():
-    if "cuda" not in spec.op.native:
+    if "cuda" not in spec.op.native or spec.op.name not in (sys.argv[1:] or specs()):
         continue
     for dtype in (torch.float32, torch.bfloat16):
         for case in spec.cases:

@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from dit_fast import env
 from dit_fast.ops import use_backend
 from dit_fast.parity import compare, no_tf32
 from tests.models.live import batch, live_model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU here: `make gpu` on one")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU here: `make gpu` on one"),
+    pytest.mark.skipif(env.triton_interpret(), reason="torch.compile's own Triton kernels would be interpreted"),
+]
 
 RUNS = 5
 """Two warm-ups, the capture, two replays."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records what a GPU computes in each probe: `python -m tests.host_exec.record`, where there is one, with nvcc.
+"""Records what a GPU computes in each probe: `python -m tests.host_exec.record [probe ...]`, where there is one, with
+nvcc.
 
 Each probe the GPU has is run on a few inputs, compared with what the PTX ISA says (ptx_semantics.py), and written to
 tests/host_exec/golden/<probe>.npz; test_ptx.py replays those files on host_exec ever after.
@@ -63,8 +64,9 @@ def main() -> int:
         built = Path(folder) / "probes.so"
         nvcc([f"{capability}a" if capability == 90 else str(capability)], "-shared", "-o", str(built))
         library = ctypes.CDLL(str(built))
-        for name, probe in PROBES.items():
-            first, last = probe.capability
+        names = sys.argv[1:] or list(PROBES)
+        for i, name in enumerate(names):
+            first, last = PROBES[name].capability
             if capability < first or (last is not None and capability > last):
                 print(f"{name}: {device} does not have it")
                 continue
@@ -74,6 +76,11 @@ def main() -> int:
             except AssertionError as error:
                 failed += 1
                 print(f"{name}: {device} differs from the PTX ISA as we read it: {error}")
+            except RuntimeError as error:  # CUDA's: this process can do no more
+                print(f"{name}: on {device}: {str(error).splitlines()[0]}", flush=True)
+                if names[i + 1 :]:
+                    subprocess.run([sys.executable, "-m", "tests.host_exec.record", *names[i + 1 :]], cwd=ROOT)
+                return 1
     return 1 if failed else 0
 
 

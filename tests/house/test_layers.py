@@ -41,7 +41,11 @@ OPTIONS = {
         "--compute-dtype", "--device", "--batch-size", "--shard-rows", "--processes", "--workers", "--verify",
     },
     "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
-    "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "sample": {
+        "--classes", "--per-class", "--count", "--labels", "--seed", "--size", "--sampler", "--steps", "--eta",
+        "--cfg-scale", "--cfg-interval", "--cfg-channels", "--vae", "--dtype", "--device", "--batch-size",
+        "--no-modulation-cache", "--no-shared-patch-embedding", "--no-cuda-graph", "--out", "--images-dir", "--npz",
+    },
     "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
     "bench": {

@@ -106,33 +106,63 @@ def test_the_numbers_are_their_definitions(tmp_path, fidelity, weights, monkeypa
     # sqrtm of a singular product is only so exact
     assert result["fid"] == pytest.approx(frechet(fa, fb), rel=1e-3) and result["fid"] > 0
     assert result["precision"] == pytest.approx(covered(fa, fb)) and result["recall"] == pytest.approx(covered(fb, fa))
-    assert 0 < result["precision"] < 1 and result["precision"] != result["recall"]
+    assert result["precision"] != result["recall"]
     mean, std = score(logits)
     assert result["inception_score"] == pytest.approx(mean) and result["inception_score_std"] == pytest.approx(std)
     assert result["absent"] == {} and result["samples"] == {"path": str(samples), "count": 15, "size": [8, 6]}
     assert result["reference"]["count"] == N and len(result["weights"]["sha256"]) == 64
 
 
-def test_stored_statistics_are_used_as_they_are(tmp_path, weights, monkeypatch, capsys):
+@pytest.fixture
+def given(tmp_path, monkeypatch, fidelity):
+    """A function that puts features in the place of Inception's: of the samples, then of the reference."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"")
+    monkeypatch.setattr(module, "_inception", lambda *_: None)
+
+    def give(*features):
+        turns = iter(features)
+        monkeypatch.setattr(module, "_extract", lambda *_: (torch.from_numpy(next(turns)).float(), torch.zeros(N, 9)))
+        return weights
+
+    return give
+
+
+def test_precision_and_recall_have_three_neighbours(tmp_path, given):
+    rng = np.random.default_rng(0)
+    fa, fb = rng.standard_normal((100, 6)), rng.standard_normal((80, 6)) + 1
+    assert all(len({covered(f, m, k) for k in (2, 3, 4)}) == 3 for f, m in ((fa, fb), (fb, fa)))
+    both = [save(tmp_path / f"{name}.npz", arr_0=images(1)) for name in "ab"]
+    result = evaluate(*both, weights=given(fa, fb), layer=64, progress=False)
+    assert result["precision"] == pytest.approx(covered(fa, fb)) and result["recall"] == pytest.approx(covered(fb, fa))
+
+
+def test_stored_statistics_are_used_as_they_are(tmp_path, given, monkeypatch, capsys):
     """FID to N(mu, sigma) of the samples' own features is 0, and is the squared distance where mu is moved."""
     rng = np.random.default_rng(0)
-    features = torch.from_numpy(rng.standard_normal((N, 2048))).float()
-    monkeypatch.setattr(module, "_extract", lambda *_: (features, torch.zeros(N, 1008)))
+    features = rng.standard_normal((N, 2048)).astype(np.float32).astype(float)
+    weights = given(features, features, features)
     monkeypatch.setattr(np.linalg, "eigvals", lambda m: np.full(1, np.trace(m)))  # 2048 wide: half a minute of a core
-    mu = features.double().numpy().mean(0)
+    mu = features.mean(0)
     moved = mu + np.eye(2048)[5] * 3
     samples = save(tmp_path / "s.npz", arr_0=images(1))
-    reference = save(tmp_path / "r.npz", mu=moved, sigma=np.zeros((2048, 2048)))
+    statistics = {"mu": moved, "sigma": np.zeros((2048, 2048))}
+    reference = save(tmp_path / "r.npz", **statistics, arr_0=images(1))
     file = tmp_path / "deep" / "e.json"
     command = ["evaluate", str(samples), "--reference", str(reference), "--weights", str(weights), "--json", str(file)]
     assert main(command) == 0
     result = json.loads(file.read_text())
-    variance = np.cov(features.double().numpy(), rowvar=False).trace()
+    variance = np.cov(features, rowvar=False).trace()
     assert result["fid"] == pytest.approx(9 + variance)
-    assert result["precision"] is None and "the reference has no images" in result["absent"]["precision"]
-    assert "recall                absent: the reference has no images, arr_0" in capsys.readouterr().out
-    statistics, pictures, absent = module._open_reference(reference, 64)
-    assert statistics is None and pictures is None and absent["fid"].startswith("the reference has statistics of 2048")
+    assert result["precision"] == result["recall"] == 1  # of images, which are the samples
+    assert module._open_reference(reference, 64)[0] is None  # they are of 2048 features
+    bare = save(tmp_path / "bare.npz", **statistics)
+    kept, pictures, absent = module._open_reference(bare, 64)
+    assert kept is None and pictures is None and absent["fid"].startswith("the reference has statistics of 2048")
+    kept, pictures, absent = module._open_reference(bare, 2048)
+    assert np.array_equal(kept["mu"], moved) and pictures is None and absent.keys() == {"precision", "recall"}
+    assert main(["evaluate", str(samples), "--weights", str(weights)]) == 0
+    assert "recall                absent: no reference was given" in capsys.readouterr().out
 
 
 def test_a_folder_is_read_as_the_same_images(tmp_path):
@@ -169,6 +199,22 @@ def test_missing_weights_are_named_with_where_to_get_them(tmp_path, monkeypatch,
     assert f"weights: expected torch-fidelity's Inception ({WEIGHTS}), got {wanted}" in capsys.readouterr().err
     assert main(["evaluate", str(samples), "--weights", str(tmp_path / "none.pth")]) == 2
     assert f"are missing: {tmp_path / 'none.pth'}" in capsys.readouterr().err
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path, fidelity):
+    torch.save({"fc.weight": Harm(tmp_path / "harmed")}, tmp_path / "weights.pth")
+    samples = save(tmp_path / "s.npz", arr_0=images(1))
+    with pytest.raises(ValueError, match="weights: expected torch-fidelity's Inception"):
+        evaluate(samples, weights=tmp_path / "weights.pth", progress=False)
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_inputs_that_do_not_fit_are_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_fast.train import files, metrics
+from dit_fast.data import TensorSource
+from dit_fast.train import Trainer, files, metrics
 from dit_fast.train.boards import TensorBoard, Wandb
 from dit_fast.train.config import TrainConfig
 from dit_fast.train.configfile import load_config
@@ -23,7 +25,7 @@ from dit_fast.train.files import JsonLog, SampleFiles, read_log
 from dit_fast.train.pictures import grid
 from dit_fast.train.progress_bar import ProgressBar
 from dit_fast.train.summary import Summary
-from dit_fast.train.watch import Record, RunInfo, scalars, watchers_for
+from dit_fast.train.watch import Record, RunInfo, Watcher, scalars, watchers_for
 
 
 def info(out: Path, start: int = 0, **fields) -> RunInfo:
@@ -67,10 +69,10 @@ def test_the_log_has_a_line_an_event_and_the_configuration_is_beside_it(tmp_path
 
 def test_a_resumed_log_drops_what_comes_again_and_a_torn_line(tmp_path):
     path = tmp_path / "log.jsonl"
-    a_run([JsonLog()], tmp_path, steps=(100, 200, 300))
+    a_run([JsonLog()], tmp_path, steps=(100, 200))
     whole = path.read_bytes()
-    unended = b'{"event": "record", "step": 100}'
-    for torn in (b"", unended[:-9], unended, b"\x00" * 9, b"[3]\n"):
+    unended, later = b'{"event": "record", "step": 200}', b'{"event": "record", "step": 300}\n'
+    for torn in (b"", later, unended[:-9], unended, later[:-2], b"\x00" * 9, b"[3]\n", later + later[:9]):
         path.write_bytes(whole.partition(b'{"event": "end"')[0] + torn)
         log = JsonLog()
         log.start(info(tmp_path, 200))
@@ -81,8 +83,9 @@ def test_a_resumed_log_drops_what_comes_again_and_a_torn_line(tmp_path):
     path.write_bytes(whole[:400])  # torn in the first line, later than the step that it goes on from
     JsonLog().start(info(tmp_path, 200))
     assert [e["step"] for e in map(json.loads, path.read_text().splitlines())] == [200]
-    JsonLog().start(info(tmp_path))
-    assert [e["step"] for e in map(json.loads, path.read_text().splitlines())] == [0]
+    for _ in range(2):
+        JsonLog().start(info(tmp_path))
+        assert [e["step"] for e in map(json.loads, path.read_text().splitlines())] == [0]
 
 
 def test_a_full_disk_costs_lines_but_tears_none(tmp_path, monkeypatch, caplog):
@@ -265,3 +268,30 @@ def test_memory_on_a_cpu_is_what_is_resident():
     (most,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert metrics.memory_bytes("cpu") == pytest.approx(int(most) * 1024, rel=0.02)
     assert metrics.memory_name("cpu") == "peak resident memory"
+
+
+def test_drawings_take_no_part_in_rates_and_may_fail(tmp_path, caplog):
+    class Kept(Watcher):
+        def __init__(self):
+            self.rates, self.drawn = [], []
+
+        def record(self, record):
+            self.rates.append(record.images_per_second)
+
+        def samples(self, step, images, labels):
+            self.drawn.append((step, images.shape, images.dtype, labels.tolist()))
+
+    def draw(model, labels, config):
+        if len(kept.rates) == 1:
+            raise RuntimeError("no memory")
+        time.sleep(1.0)
+        return torch.zeros(len(labels), 1, 4, 4)
+
+    kept = Kept()
+    fields = dict(steps=4, batch_size=4, log_every=1, sample_every=1, sample_count=4, save_every=0, workers=0)
+    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 1}
+    config = TrainConfig(out=tmp_path, model="DiT", model_args=sizes, precision="float32", **fields)
+    result = Trainer(config, TensorSource(torch.zeros(4, 1, 4, 4), torch.tensor([0, 0, 1, 1])), [kept], draw=draw).run()
+    assert kept.drawn == [(step, (4, 4, 4, 1), torch.uint8, [0, 0, 1, 1]) for step in (2, 3, 4)]
+    assert "no images could be drawn after step 1, training goes on" in caplog.text and result.steps == 4
+    assert kept.rates[-1] > 4 / 1.0 and result.seconds > 3.0

@@ -25,6 +25,17 @@ enum class Major { k, mn };
 template <int kM, int kN>
 using TileSums = float[kM / 16][kN / 8][4];
 
+// c += part
+template <int kM16, int kN8>
+DIT_DEVICE void add_sums(const float (&part)[kM16][kN8][4], float (&c)[kM16][kN8][4]) {
+#pragma unroll
+  for (int i = 0; i < kM16; ++i)
+#pragma unroll
+    for (int j = 0; j < kN8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c[i][j][e] += part[i][j][e];
+}
+
 // The least pitch for rows of kWidth elements, an odd number of 16-byte units.
 template <class T, int kWidth>
 constexpr int tile_pitch = ((kWidth * int(sizeof(T)) + 15) / 16 | 1) * 16 / int(sizeof(T));

@@ -273,17 +273,6 @@ DIT_DEVICE void write_bias_sums(float* bias_sums, const float (&sums)[Tile::kDyR
   bias_sums[o] = total;
 }
 
-// c += part
-template <int kM16, int kN8>
-DIT_DEVICE void add_sums(const float (&part)[kM16][kN8][4], float (&c)[kM16][kN8][4]) {
-#pragma unroll
-  for (int i = 0; i < kM16; ++i)
-#pragma unroll
-    for (int j = 0; j < kN8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) c[i][j][e] += part[i][j][e];
-}
-
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 2) final_layer_weight_kernel(FinalLayerBackward a) {
   using T = typename Tile::T;

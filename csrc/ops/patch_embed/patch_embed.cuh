@@ -288,8 +288,18 @@ __global__ void __launch_bounds__(kGradientThreads, is_half_type<T> ? 4 : 3)
                                                                kFeatures, 1.f, room.features[buffer]);
       },
       [&](int buffer) {
-        tile_mma<Major::mn, Major::mn>(c, room.dout[buffer] + warp_column, Room::kDoutPitch, room.features[buffer],
-                                       Room::kPitch, kTokens, lane);
+        const T *dout = room.dout[buffer] + warp_column, *features = room.features[buffer];
+        if constexpr (is_half_type<T>) {
+          tile_mma<Major::mn, Major::mn>(c, dout, Room::kDoutPitch, features, Room::kPitch, kTokens, lane);
+        } else {  // sums of sums: one over all tokens would be less exact than a vendor library's
+#pragma unroll 1
+          for (int t = 0; t < kTokens; t += 16) {
+            TileSums<32, kFeatures> part = {};
+            tile_mma<Major::mn, Major::mn>(part, dout + t * Room::kDoutPitch, Room::kDoutPitch,
+                                           features + t * Room::kPitch, Room::kPitch, 16, lane);
+            add_sums(part, c);
+          }
+        }
       });
 
 #pragma unroll

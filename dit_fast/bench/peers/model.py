@@ -8,7 +8,7 @@ which is what the compilers get too.
 
 import importlib.util
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,8 +25,6 @@ from ..plain import plain_copy
 from ..recipe import CHECKED, Recipe
 from ..timing import Step
 from .runtimes import onnxruntime_step, onnxruntime_why_not, openvino_step, openvino_why_not
-
-MODES: dict[str, dict[str, Any]] = {"compile": {}, "compile-max-autotune": {"mode": "max-autotune"}}
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,21 @@ def frozen_why_not(recipe: Recipe, train: bool) -> str | None:
     return "frozen weights have no gradient" if train else None
 
 
+def pinned(choice: SDPBackend | None) -> AbstractContextManager[Any]:
+    """One attention kernel of PyTorch's, for a block; None: whatever runs there."""
+    return nullcontext() if choice is None else sdpa_kernel(choice)
+
+
 def step_of(module: Callable[..., Tensor], recipe: Recipe, train: bool, parameters: list[Tensor]) -> Step:
     """A forward with the plain model's attention pinned: without gradients, or with the whole backward after it."""
     inputs, choice = recipe.inputs(), attention_of(recipe)
 
     def forward() -> Tensor:
-        with sdpa_kernel(choice), torch.no_grad():
+        with pinned(choice), torch.no_grad():
             return module(*inputs)
 
     def both() -> Tensor:
-        with sdpa_kernel(choice):
+        with pinned(choice):
             return backward_of(module(*inputs), parameters)
 
     return both if train else forward
@@ -115,15 +118,13 @@ def plain(recipe: Recipe, train: bool) -> Step:
     return step_of(module, recipe, train, trainable(module))
 
 
-def compiled(name: str) -> Callable[[Recipe, bool], Step]:
-    def make(recipe: Recipe, train: bool) -> Step:
-        module = plain_copy(recipe.model())
-        mode = MODES[name] if not train else {k: f"{v}-no-cudagraphs" for k, v in MODES[name].items()}
-        step = step_of(torch.compile(module, dynamic=False, **mode), recipe, train, trainable(module))
-        step()  # compiles
-        return step
-
-    return make
+def compiled(recipe: Recipe, train: bool, mode: str | None = None) -> Step:
+    module = plain_copy(recipe.model())
+    if mode is not None and train:
+        mode += "-no-cudagraphs"
+    step = step_of(torch.compile(module, dynamic=False, mode=mode), recipe, train, trainable(module))
+    step()  # compiles
+    return step
 
 
 def frozen(recipe: Recipe, train: bool = False) -> Step:
@@ -150,9 +151,9 @@ def diffusers_module(recipe: Recipe, dtype: torch.dtype | None = None) -> torch.
     return module.eval()
 
 
-def diffusers_step(recipe: Recipe, train: bool, **compile_options: Any) -> Step:
+def diffusers_step(recipe: Recipe, train: bool, compile: bool = False) -> Step:
     module = diffusers_module(recipe)
-    called = torch.compile(module, dynamic=False) if compile_options.pop("compile", False) else module
+    called: Any = torch.compile(module, dynamic=False) if compile else module
 
     def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return called(x, timestep=t, class_labels=y, return_dict=False)[0]
@@ -172,8 +173,8 @@ def diffusers_exact(recipe: Recipe) -> Tensor:
 PEERS: dict[str, ModelPeer] = {
     "eager": ModelPeer(eager, never, note="this package's model on its reference"),
     "plain": ModelPeer(plain, never),
-    "compile": ModelPeer(compiled("compile"), never),
-    "compile-max-autotune": ModelPeer(compiled("compile-max-autotune"), never),
+    "compile": ModelPeer(compiled, never),
+    "compile-max-autotune": ModelPeer(partial(compiled, mode="max-autotune"), never),
     "compile-frozen": ModelPeer(frozen, frozen_why_not, alone=True),
     "diffusers": ModelPeer(diffusers_step, needs("diffusers"), own_numerics=True),
     "diffusers-compile": ModelPeer(partial(diffusers_step, compile=True), needs("diffusers"), own_numerics=True),

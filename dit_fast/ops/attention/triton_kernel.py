@@ -21,7 +21,8 @@ two of at least 16 and masked (0 where there is none): 72 = 64 + 8 of 16, where 
 come in units of UNIT elements (heads.py: units), which tells the compiler that loads may be wide.
 
 tl.dot has operands of the storage dtype (P and dS rounded to it; float32 exactly, not as tf32) and float32 sums;
-softmax, lse and delta are float32; exponentials are base 2. A result is rounded once.
+softmax, lse and delta are float32; exponentials are base 2. A result is rounded once. An error of a logit is one of a
+whole probability: in float32, S and dP are summed sixteen columns at a time, straight from memory.
 """
 
 import torch
@@ -29,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._core.triton_common import add_dot
 from .heads import new_gradients, units, unpack, views
 from .triton_prepare import prepare, prepare_backward
 
@@ -56,9 +58,21 @@ def _store(base, rows, row_stride, count, value, FIRST: tl.constexpr, WIDTH: tl.
 
 
 @triton.jit
-def _dot(a, b, acc):
-    """acc + a b, float32 sums; float32 operands as they are (not rounded to tf32)."""
-    return tl.dot(a, b, acc, input_precision="ieee")
+def _rows_by_rows(
+    a0, a1, b0, b1, a, a_rows, a_stride, a_count, b, b_rows, b_stride, b_count, DH: tl.constexpr, D1: tl.constexpr
+):  # fmt: skip
+    """a b^T of a tile, from the column blocks a0, a1 and b0, b1 of its rows (a1, b1 where D1 > 0) or, of float32, from
+    the rows in memory."""
+    product = tl.zeros((a0.shape[0], b0.shape[0]), tl.float32)
+    if a0.dtype == tl.float32:
+        for first in tl.static_range(0, DH, 16):
+            a_part = _load(a, a_rows, a_stride, a_count, first, 16, DH)
+            product = add_dot(product, a_part, _load(b, b_rows, b_stride, b_count, first, 16, DH).T)
+    else:
+        product = add_dot(product, a0, b0.T)
+        if D1 > 0:
+            product = add_dot(product, a1, b1.T)
+    return product
 
 
 @triton.jit
@@ -83,6 +97,7 @@ def _forward_kernel(
     qt, kt, vt = qt * UNIT, kt * UNIT, vt * UNIT
     out += (n * Tq * H + h) * DH
     q0 = _load(q, rows, qt, Tq, 0, D0, DH)  # (BLOCK_M, D0)
+    q1 = q0
     if D1 > 0:
         q1 = _load(q, rows, qt, Tq, D0, D1, DH)  # (BLOCK_M, D1)
         acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
@@ -91,9 +106,11 @@ def _forward_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)  # sum of exp2(logit - top)
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        s = _dot(q0, _load(k, keys, kt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        k1 = k0
         if D1 > 0:
-            s = _dot(q1, _load(k, keys, kt, Tk, D0, D1, DH).T, s)
+            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+        s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
         s = tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new_top[:, None])
@@ -101,9 +118,9 @@ def _forward_kernel(
         total = total * shrink + tl.sum(p, 1)
         top = new_top
         p = p.to(v.dtype.element_ty)
-        acc0 = _dot(p, _load(v, keys, vt, Tk, 0, D0, DH), acc0 * shrink[:, None])
+        acc0 = add_dot(acc0 * shrink[:, None], p, _load(v, keys, vt, Tk, 0, D0, DH))
         if D1 > 0:
-            acc1 = _dot(p, _load(v, keys, vt, Tk, D0, D1, DH), acc1 * shrink[:, None])
+            acc1 = add_dot(acc1 * shrink[:, None], p, _load(v, keys, vt, Tk, D0, D1, DH))
     _store(out, rows, H * DH, Tq, acc0 / total[:, None], 0, D0, DH)
     if D1 > 0:
         _store(out, rows, H * DH, Tq, acc1 / total[:, None], D0, D1, DH)
@@ -112,15 +129,16 @@ def _forward_kernel(
 
 @triton.jit
 def _s_dp(
-    q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale,
-    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q0, q1, do0, do1, k0, k1, q, dout, rows, qt, dt, Tq, k, v, keys, kt, vt, Tk, scale,
+    DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
 ):  # fmt: skip
     """S, base 2, and dP of one tile (BLOCK_M, BLOCK_N). With D1 of 0, q1, do1 and k1 are not read."""
-    s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-    dp = _dot(do0, _load(v, keys, vt, Tk, 0, D0, DH).T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+    v0 = _load(v, keys, vt, Tk, 0, D0, DH)
+    v1 = v0
     if D1 > 0:
-        s = _dot(q1, k1.T, s)
-        dp = _dot(do1, _load(v, keys, vt, Tk, D0, D1, DH).T, dp)
+        v1 = _load(v, keys, vt, Tk, D0, D1, DH)
+    s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
+    dp = _rows_by_rows(do0, do1, v0, v1, dout, rows, dt, Tq, v, keys, vt, Tk, DH, D1)
     return tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf")), dp
 
 
@@ -153,7 +171,9 @@ def _delta_kernel(
         k1 = k0
         if D1 > 0:
             k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-        s, dp = _s_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        s, dp = _s_dp(
+            q0, q1, do0, do1, k0, k1, q, dout, rows, qt, H * DH, Tq, k, v, keys, kt, vt, Tk, scale, DH, D0, D1
+        )  # fmt: skip
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new_top[:, None])
         shrink = tl.exp2(top - new_top)
@@ -202,13 +222,15 @@ def _dq_kernel(
         k1 = k0
         if D1 > 0:
             k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-        s, dp = _s_dp(q0, q1, do0, do1, k0, k1, v, keys, vt, Tk, scale, DH, D0, D1, BLOCK_M, BLOCK_N)
+        s, dp = _s_dp(
+            q0, q1, do0, do1, k0, k1, q, dout + dense, rows, qt, H * DH, Tq, k, v, keys, kt, vt, Tk, scale, DH, D0, D1
+        )  # fmt: skip
         p = tl.exp2(s - row_lse[:, None])
         total += tl.sum(p, 1)
         ds = (p * (dp - row_delta[:, None])).to(k.dtype.element_ty)
-        acc0 = _dot(ds, k0, acc0)
+        acc0 = add_dot(acc0, ds, k0)
         if D1 > 0:
-            acc1 = _dot(ds, k1, acc1)
+            acc1 = add_dot(acc1, ds, k1)
     row_norm = 1.0 / total
     _store(dq, rows, dqt, Tq, acc0 * (scale * row_norm)[:, None], 0, D0, DH)
     if D1 > 0:
@@ -239,6 +261,7 @@ def _dkdv_kernel(
     v0 = _load(v, keys, vt, Tk, 0, D0, DH)
     dk0 = tl.zeros((BLOCK_N, D0), tl.float32)
     dv0 = tl.zeros((BLOCK_N, D0), tl.float32)
+    k1, v1 = k0, v0
     if D1 > 0:
         k1 = _load(k, keys, kt, Tk, D0, D1, DH)
         v1 = _load(v, keys, vt, Tk, D0, D1, DH)
@@ -251,30 +274,25 @@ def _dkdv_kernel(
         row_norm = tl.load(norm + item * Tq + rows, mask=rows < Tq, other=0.0)  # so P is 0 beyond Tq
         q0 = _load(q, rows, qt, Tq, 0, D0, DH)
         do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
-        dp = _dot(v0, do0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
+        q1, do1 = q0, do0
         if D1 > 0:
             q1 = _load(q, rows, qt, Tq, D0, D1, DH)
             do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
-            dp = _dot(v1, do1.T, dp)
+        dp = _rows_by_rows(v0, v1, do0, do1, v, keys, vt, Tk, dout, rows, H * DH, Tq, DH, D1)
         if EXACT:
-            s = _dot(q0, k0.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-            if D1 > 0:
-                s = _dot(q1, k1.T, s)
-            s = s.T
+            s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1).T
         else:
-            s = _dot(k0, q0.T, tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
-            if D1 > 0:
-                s = _dot(k1, q1.T, s)
+            s = _rows_by_rows(k0, k1, q0, q1, k, keys, kt, Tk, q, rows, qt, Tq, DH, D1)
         # At most 0 but for rounding; of keys that do not exist, whose logit is 0, it may be anything.
         exponent = tl.minimum(s * (scale * LOG2E) - row_lse[None, :], 1.0)
         p = tl.exp2(exponent) * row_norm[None, :]
         ds = (p * (dp - row_delta[None, :])).to(k.dtype.element_ty)
         p = p.to(k.dtype.element_ty)
-        dv0 = _dot(p, do0, dv0)
-        dk0 = _dot(ds, q0, dk0)
+        dv0 = add_dot(dv0, p, do0)
+        dk0 = add_dot(dk0, ds, q0)
         if D1 > 0:
-            dv1 = _dot(p, do1, dv1)
-            dk1 = _dot(ds, q1, dk1)
+            dv1 = add_dot(dv1, p, do1)
+            dk1 = add_dot(dk1, ds, q1)
     _store(dk, keys, dkt, Tk, dk0 * scale, 0, D0, DH)
     _store(dv, keys, dvt, Tk, dv0, 0, D0, DH)
     if D1 > 0:

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._core.triton_common import finish_token_sums
+from .._core.triton_common import add_dot, finish_token_sums
 
 BLOCK_T = 32
 MAX_SPLITS = 32
@@ -97,7 +97,7 @@ def _forward_kernel(
         w = tl.load(
             weight + o[None, :] * D + column[:, None], mask=o_mask[None, :] & column_mask[:, None], other=0.0
         )
-        y = tl.dot(h, w, y, input_precision="ieee")
+        y = add_dot(y, h, w)
     y += tl.load(bias + o, mask=o_mask, other=0.0).to(tl.float32)[None, :]
     to = out + _corner(n, t, height, width, P, C)[:, None] + _pixel(o, height, width, P, C)[None, :]
     tl.store(to, y.to(out.dtype.element_ty), mask=t_mask[:, None] & o_mask[None, :])
@@ -118,7 +118,7 @@ def _dh(dout, corner, weight, column, t_mask, column_mask, D, features, C, P, he
         w = tl.load(
             weight + o[:, None] * D + column[None, :], mask=o_mask[:, None] & column_mask[None, :], other=0.0
         )
-        dh = tl.dot(dy, w, dh, input_precision="ieee")
+        dh = add_dot(dh, dy, w)
     return dh
 
 
@@ -205,7 +205,7 @@ def _weight_kernel(
             dout + _corner(n, t, height, width, P, C)[:, None] + pixel[None, :],
             mask=t_mask[:, None] & o_mask[None, :], other=0.0,
         )  # fmt: skip
-        total = tl.dot(tl.trans(dy), h, total, input_precision="ieee")
+        total = add_dot(total, tl.trans(dy), h)
         bias_total += tl.sum(dy.to(tl.float32), 0)
     to = partial + (split * features + o)[:, None] * D + column[None, :]
     tl.store(to, total, mask=o_mask[:, None] & column_mask[None, :])

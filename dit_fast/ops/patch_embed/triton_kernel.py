@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._core.triton_common import finish_token_sums
+from .._core.triton_common import add_dot, finish_token_sums
 
 BLOCK_T = 64
 MAX_SPLITS = 32
@@ -68,7 +68,7 @@ def _forward_kernel(
         w = tl.load(
             weight + column[None, :] * K + k[:, None], mask=column_mask[None, :] & k_mask[:, None], other=0.0
         )
-        total = tl.dot(patch, w, total, input_precision="ieee")
+        total = add_dot(total, patch, w)
     if HAS_BIAS:
         total += tl.load(bias + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     mask = token_mask[:, None] & column_mask[None, :]
@@ -100,7 +100,7 @@ def _weight_kernel(
             dout + token.to(tl.int64)[:, None] * D + column[None, :],
             mask=token_mask[:, None] & column_mask[None, :], other=0.0,
         )  # fmt: skip
-        total = tl.dot(tl.trans(g), patch, total, input_precision="ieee")
+        total = add_dot(total, tl.trans(g), patch)
         bias_total += tl.sum(g.to(tl.float32), 0)
     to = partial + (split.to(tl.int64) * D + column)[:, None] * K + k[None, :]
     tl.store(to, total, mask=column_mask[:, None] & k_mask[None, :])
@@ -139,7 +139,7 @@ def _image_kernel(
         w = tl.load(
             weight + column[:, None] * K + k[None, :], mask=column_mask[:, None] & k_mask[None, :], other=0.0
         )
-        total = tl.dot(g, w, total, input_precision="ieee")
+        total = add_dot(total, g, w)
     to = dx + _corner(token, T, grid_w, P, C)[:, None] + _pixel(k, T, grid_w, P)[None, :]
     tl.store(to, total.to(dx.dtype.element_ty), mask=token_mask[:, None] & k_mask[None, :])
 

@@ -19,7 +19,7 @@ VAE_FACTOR, CLASSES = 8, 1000
 """The paper's, to reckon with where no data is given."""
 
 
-def plan(config: TrainConfig, ranks: int | None = None) -> str:
+def dry_run(config: TrainConfig, ranks: int | None = None) -> str:
     """Parameters, FLOPs, memory, data, steps and where the run would begin, a line each; "" on all ranks but the first.
 
     Args:
@@ -29,6 +29,7 @@ def plan(config: TrainConfig, ranks: int | None = None) -> str:
         ValueError, FileNotFoundError: what the run itself would raise of its data, its sizes or its checkpoint.
     """
     here = connect()
+    here.barrier()  # none leaves before all have met
     here.leave()
     if not here.first:
         return ""
