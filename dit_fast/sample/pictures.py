@@ -32,13 +32,13 @@ def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None 
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write images (N, H, W, C) uint8 as one PNG, row by row, a pixel of white between; empty places are white.
+    """Write images (N, H, W, C) uint8 as one PNG, row by row; empty places are white.
 
     columns: images in a row; as square as can be where None.
     """
     pixels, mode = _pixels("save_grid", images)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _save(grid(pixels, columns), mode, Path(path))
+    _save(grid(pixels, columns, gap=0), mode, Path(path))
 
 
 def _pixels(function: str, images: Tensor) -> tuple[Tensor, str]:

@@ -40,7 +40,7 @@ def test_a_row_a_class(tmp_path, channels, mode):
     out = tmp_path / "out" / "s.png"
     command = ["sample", str(tmp_path / "m.safetensors"), "--out", str(out), "--steps", "4", "--classes", "2", "0"]
     assert main([*command, "--per-class", "5"]) == 0
-    assert Image.open(out).size == (24, 9) and Image.open(out).mode == mode
+    assert Image.open(out).size == (20, 8) and Image.open(out).mode == mode
     first = pixels(out)
     assert main([*command, "--per-class", "5"]) == 0
     assert np.array_equal(pixels(out), first)  # same seed
@@ -159,7 +159,7 @@ def test_half_precision_and_a_model_without_labels(tmp_path, capsys):
     save_model(small(num_classes=0), tmp_path / "free.safetensors")
     command = ["sample", str(tmp_path / "free.safetensors"), "--steps", "2", "--out", out]
     assert main([*command, "--count", "5"]) == 0
-    assert Image.open(out).size == (14, 9)
+    assert Image.open(out).size == (12, 8)
     assert main([*command, "--cfg-scale", "2"]) == 2
     assert "`cfg_scale` must be 1: the model has no labels" in capsys.readouterr().err
     assert main([*command, "--classes", "1"]) == 2
