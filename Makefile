@@ -20,6 +20,7 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	pip install -q -c constraints.txt torch "setuptools>=77" "cmake>=3.18" ninja
 	pip install -q -c constraints.txt --no-build-isolation -e ".[demo,dev]"
+	pip install -q -c constraints.txt --no-deps torch-fidelity  # its torchvision is built for CUDA's torch; tests stand in
 	dit-fast info
 	touch $@
 

@@ -69,12 +69,7 @@ def encode(
         job = Job(source, out, vae, plan, place, workers)
         missing = group.all(missing_shards(out, plan))[0]
         problems = [p for held in group.all(work(job, missing, group, processes, progress)) for p in held]
-        if problems:
-            more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-            raise ValueError(
-                f"{len(problems)} images cannot be read: {'; '.join(problems[:SHOWN])}{more}. All other shards are"
-                " written; put whole images in their place and run the same command"
-            )
+        refuse(problems)
         if group.rank == 0:
             finish(out, plan)
         group.all(None)
@@ -82,6 +77,16 @@ def encode(
     if verify and group.rank == 0:
         compare_checksums(out, manifest)
     return manifest
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise, if images could not be read."""
+    if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"{len(problems)} images cannot be read: {'; '.join(problems[:SHOWN])}{more}. All other shards are"
+            " written; put whole images in their place and run the same command"
+        )
 
 
 def check_options(
