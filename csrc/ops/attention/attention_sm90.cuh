@@ -5,7 +5,9 @@
 //
 //   S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
 //
-//   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   item head * tiles + i: queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   grid: with few keys, as many blocks as fit at a time, block b takes items b, b + grid, ... and loads the next while
+//   it works on one; with many, one item a block
 //   warpgroup g of 2: queries 64 g .. of the tile;   warp 8: loads
 //
 // A tile is 64 rows of one head: its first 64 columns swizzled, for Dh = 72 the other 8 plain behind them
@@ -19,7 +21,7 @@
 //   exp    256 x 256 / 16 = 4096;   other arithmetic of softmax, about 5 a logit: 2600
 //   TMA    q, k, v, out: 147 KB at 20 bytes a cycle = 7200 (4.8 TB/s over 132 multiprocessors at 1.75 GHz)
 // 400 TFLOP/s are 10,900 cycles a head: exponentials must overlap with products and both with loads, but none is short
-// of time. Two blocks share a multiprocessor: 2 x 92 KB of shared memory, 2 x 288 threads of 96 registers (18 warps, so
+// of time. Two blocks share a multiprocessor: 2 x 110 KB of shared memory, 2 x 288 threads of 96 registers (18 warps, so
 // five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
 // while others exponentiate, and one block's start and end hide behind the other's middle; within a warpgroup nothing
 // overlaps: S of the next tile beside P v of this one would take 32 registers more. 96 hold: out 36, S 32, P 16.
@@ -172,8 +174,10 @@ DIT_DEVICE void transpose_quad(uint32_t (&w)[4], int lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i & bit) continue;
-      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + bit], bit);
-      w[upper ? i : i + bit] = got;
+      const uint32_t first = w[i], second = w[i + bit];
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? first : second, bit);
+      w[i] = upper ? got : first;  // an index that depends on the lane would put w into local memory
+      w[i + bit] = upper ? second : got;
     }
   }
 }
@@ -253,7 +257,7 @@ struct QueryItem {
   }
 };
 
-template <class T, int kDim>
+template <class T, int kDim, bool kStays>
 DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a, unsigned char* smem, int tiles) {
   using Room = ForwardRoom<kDim>;
   const ForwardBarriers<kDim> barriers(smem);
@@ -277,6 +281,7 @@ DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a
       load_tile<kDim>(tile, maps.k, full, item.head, j * kRows, item.sample);
       load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full, item.head, j * kRows, item.sample);
     }
+    if constexpr (!kStays) break;
   }
 }
 
@@ -359,7 +364,7 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
   store_sums<T, kDim>(out, inverse, to, a.heads * kDim, row, queries, lane);
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kStays>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_forward_sm90_kernel(const __grid_constant__ ForwardMaps maps, const AttentionForward a) {
   if constexpr (has_wgmma) {
@@ -371,7 +376,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (threadIdx.x == 0) barriers.init();
     __syncthreads();
     if (threadIdx.x >= kConsumers) {
-      if (threadIdx.x == kConsumers) forward_loads<T, kDim>(maps, a, smem, tiles);
+      if (threadIdx.x == kConsumers) forward_loads<T, kDim, kStays>(maps, a, smem, tiles);
       return;
     }
     int step = 0;
@@ -389,6 +394,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           warp_arrive(barriers.empty + step % Room::kStages, lane);
         }
       }
+      if constexpr (!kStays) break;
       warp_arrive(barriers.q_empty + (round & 1), lane);
     }
   }

@@ -36,7 +36,7 @@ struct DkdvBarriers {
     for (int i = 0; i < 2; ++i) mbarrier_init(ds_ready + i, kConsumerWarps);
     mbarrier_init(kv_full, 1);
     mbarrier_init(kv_empty, kConsumerWarps);
-    mbarrier_init(stats, kConsumerWarps);
+    mbarrier_init(stats, kConsumers);
     mbarrier_init_fence();
   }
 };
@@ -106,7 +106,7 @@ DIT_DEVICE void dkdv_loads(const BackwardMaps& maps, const AttentionBackward& a,
         load_tile<kDim>(tile, maps.q, full, item.head, t * kRows, item.sample);
         load_tile<kDim>(tile + Room::kTile, maps.dout, full, item.head, t * kRows, item.sample);
       } else if constexpr (!kWhole) {
-        mbarrier_arrive(full);  // of its stats
+        mbarrier_arrive(full);  // of its stats, as in find_stats
       }
       ++step;
     }
@@ -169,7 +169,7 @@ class DkdvGroup {
         all[2 * kItemKeys + r] = rows.delta[half];
       }
     }
-    warp_arrive(barriers_.stats, lane_);
+    mbarrier_arrive(barriers_.stats);  // each for itself: racecheck of compute-sanitizer sees no other order
     mbarrier_wait(barriers_.stats, round & 1);
   }
 
