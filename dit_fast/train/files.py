@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_fast.models.checkpoint import whole_or_not
+from dit_fast.files import whole_or_not
 
 from .configfile import save_config
 from .pictures import grid

@@ -84,7 +84,8 @@ int attention_forward_sm90_cuda(const AttentionForward& a, void* stream) {
     if (error == cudaSuccess) error = describe<T, kDim>(&maps.v, a.v.data, a.v.stride, a.batch, a.keys, a.heads);
     if (error != cudaSuccess) return error;
     const int64_t blocks = a.batch * a.heads * ceil_div(a.queries, Room::kQueries);
-    return launch(attention_forward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kThreads), Room::kBytes,
+    const dim3 grid(unsigned(std::min<int64_t>(blocks, 2 * multiprocessors())));
+    return launch(attention_forward_sm90_kernel<T, kDim>, grid, dim3(kThreads), Room::kBytes,
                   static_cast<cudaStream_t>(stream), maps, a);
   });
 }

@@ -30,6 +30,7 @@
 #pragma once
 #include "common/cuda/launch.h"
 #include "common/cuda/ptx_sm90.cuh"
+#include "common/cuda/vec.cuh"
 #include "ops/attention/attention.h"
 
 namespace dit::sm90 {
@@ -90,9 +91,10 @@ struct HeadSums {
 template <class T, int kDim>
 DIT_DEVICE void issue_rows_by_rows(float (&d)[kRows / 2], const unsigned char* a, const unsigned char* b,
                                    const unsigned char* zeros) {
+  const uint64_t a_main = wgmma_descriptor(a), b_main = wgmma_descriptor(b);
 #pragma unroll
   for (int k = 0; k < kSwizzleRowElements / 16; ++k)
-    wgmma_m64k16<T, kRows>(d, wgmma_descriptor(a + 32 * k), wgmma_descriptor(b + 32 * k), k > 0);
+    wgmma_m64k16<T, kRows>(d, wgmma_advance(a_main, 32 * k), wgmma_advance(b_main, 32 * k), k > 0);
   if constexpr (kTail<kDim>) {
     const unsigned char *a_tail = a + kMainBytes, *b_tail = b + kMainBytes;
     wgmma_m64k16<T, kRows>(d, wgmma_descriptor_plain(a_tail, uint32_t(zeros - a_tail), kPlainAtomBytes),
@@ -100,17 +102,22 @@ DIT_DEVICE void issue_rows_by_rows(float (&d)[kRows / 2], const unsigned char* a
   }
 }
 
+// The 8 columns behind the first 64 of a tile, transposed.
+DIT_DEVICE uint64_t plain_columns(const unsigned char* tail) {
+  return wgmma_descriptor_plain(tail, kPlainAtomBytes, kPlainAtomBytes);
+}
+
 // d += a b: a (64, 64) in registers, b a tile.
 template <class T, int kDim>
 DIT_DEVICE void issue_add(HeadSums<kDim>& d, const uint32_t (&a)[kRows / 16][4], const unsigned char* b) {
+  const uint64_t main = wgmma_descriptor(b), tail = plain_columns(b + kMainBytes);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k) {
-    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(
-        d.main, a[k], wgmma_descriptor(b + k * 2 * kSwizzleAtomBytes), true);
+    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(d.main, a[k], wgmma_advance(main, k * 2 * kSwizzleAtomBytes),
+                                                         true);
     if constexpr (kTail<kDim>)
-      wgmma_m64k16_registers<T, kPlainRowElements, true>(
-          d.tail, a[k],
-          wgmma_descriptor_plain(b + kMainBytes + k * 2 * kPlainAtomBytes, kPlainAtomBytes, kPlainAtomBytes), true);
+      wgmma_m64k16_registers<T, kPlainRowElements, true>(d.tail, a[k], wgmma_advance(tail, k * 2 * kPlainAtomBytes),
+                                                         true);
   }
 }
 
@@ -157,21 +164,44 @@ DIT_DEVICE void warp_arrive(uint64_t* barrier, int lane) {
   if (lane == 0) mbarrier_arrive(barrier);
 }
 
-// Stores the thread's elements of the rows `row` and row + 8 that exist; element pairs are neighbours.
+// w[i] of lane t of four becomes w[t] of lane i.
+DIT_DEVICE void transpose_quad(uint32_t (&w)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = lane & bit;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + bit], bit);
+      w[upper ? i : i + bit] = got;
+    }
+  }
+}
+
+// Stores the thread's elements of the rows `row` and row + 8 that exist, 16 bytes at a time: stores of 4, four lanes
+// side by side, half fill sectors of L2, which they kept busier than the products did the tensor cores. All lanes of
+// the warp must call it.
 template <class T, int kDim>
 DIT_DEVICE void store_sums(HeadSums<kDim>& sums, const float (&factor)[2], T* first_row, int64_t stride, int row,
                            int rows, int lane) {
-  float low = 0.f;
-  sums.for_each([&](float x, int block, int e) {
-    const float value = x * factor[e / 2];
-    if (e % 2 == 0) {
-      low = value;
-      return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = row + 8 * half;
+    T* to = first_row + r * stride;
+    const auto word = [&](const float* pair) { return pack<T>(pair[0] * factor[half], pair[1] * factor[half]); };
+#pragma unroll
+    for (int block = 0; block < kSwizzleRowElements / 8; block += 4) {
+      Vec<T> four;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four.words[i] = word(sums.main + 4 * (block + i) + 2 * half);
+      transpose_quad(four.words, lane);
+      if (r < rows) store_vec(to + (block + lane % 4) * 8, four);
     }
-    const int r = row + 8 * (e / 2);
-    if (r < rows)
-      *reinterpret_cast<uint32_t*>(first_row + r * stride + block * 8 + lane % 4 * 2) = pack<T>(low, value);
-  });
+    if constexpr (kTail<kDim>) {
+      if (r < rows)
+        *reinterpret_cast<uint32_t*>(to + kSwizzleRowElements + lane % 4 * 2) = word(sums.tail + 2 * half);
+    }
+  }
 }
 
 struct ForwardMaps {
@@ -180,30 +210,73 @@ struct ForwardMaps {
 
 template <int kDim>
 struct ForwardRoom {
-  static constexpr int kStages = 4, kQueries = 2 * kRows;
-  static constexpr int kQ = 0, kRing = kQ + 2 * kTileBytes<kDim>;           // a stage: a tile of k, one of v
+  static constexpr int kStages = 4, kQueries = 2 * kRows, kQBytes = 2 * kTileBytes<kDim>;
+  static constexpr int kQ = 0, kRing = kQ + 2 * kQBytes;  // queries of this item and the next; a stage: k, v
   static constexpr int kZeros = kRing + kStages * 2 * kTileBytes<kDim>;
-  static constexpr int kBarriers = kZeros + kZeroBytes<kDim>;  // q, full[kStages], empty[kStages]
-  static constexpr int kBytes = kBarriers + (1 + 2 * kStages) * int(sizeof(uint64_t));
+  static constexpr int kBarriers = kZeros + kZeroBytes<kDim>;
+  static constexpr int kBytes = kBarriers + (4 + 2 * kStages) * int(sizeof(uint64_t));
+};
+
+template <int kDim>
+struct ForwardBarriers {
+  using Room = ForwardRoom<kDim>;
+  uint64_t *q_full, *q_empty, *full, *empty;
+
+  DIT_DEVICE explicit ForwardBarriers(unsigned char* smem)
+      : q_full(reinterpret_cast<uint64_t*>(smem + Room::kBarriers)), q_empty(q_full + 2), full(q_empty + 2),
+        empty(full + Room::kStages) {}
+  DIT_DEVICE void init() const {
+    for (int i = 0; i < 2; ++i) {
+      mbarrier_init(q_full + i, 1);
+      mbarrier_init(q_empty + i, kConsumerWarps);
+    }
+    for (int i = 0; i < Room::kStages; ++i) {
+      mbarrier_init(full + i, 1);
+      mbarrier_init(empty + i, kConsumerWarps);
+    }
+    mbarrier_init_fence();
+  }
+};
+
+// 128 queries of one head; the second warpgroup has none where 64 or fewer are left.
+struct QueryItem {
+  int sample, head, first, groups;
+
+  static DIT_DEVICE int per_head(const AttentionForward& a) { return (int(a.queries) + 2 * kRows - 1) / (2 * kRows); }
+  static DIT_DEVICE int count(const AttentionForward& a) { return int(a.batch * a.heads) * per_head(a); }
+  DIT_DEVICE QueryItem(const AttentionForward& a, int i) {
+    const int here = i / per_head(a);
+    sample = here / int(a.heads);
+    head = here % int(a.heads);
+    first = i % per_head(a) * 2 * kRows;
+    groups = int(a.queries) - first > kRows ? 2 : 1;
+  }
 };
 
 template <class T, int kDim>
-DIT_DEVICE void forward_loads(const ForwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int head,
-                              int sample) {
+DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a, unsigned char* smem, int tiles) {
   using Room = ForwardRoom<kDim>;
-  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-  auto *full = q_full + 1, *empty = full + Room::kStages;
-  mbarrier_arrive_expect_tx(q_full, groups * kTileBytes<kDim> + kZeroBytes<kDim>);
-  for (int g = 0; g < groups; ++g)
-    load_tile<kDim>(smem + Room::kQ + g * kTileBytes<kDim>, maps.q, q_full, head, first + g * kRows, sample);
-  load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
-    if (j >= Room::kStages) mbarrier_wait(empty + stage, (j / Room::kStages - 1) & 1);
-    unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
-    mbarrier_arrive_expect_tx(full + stage, 2 * kTileBytes<kDim>);
-    load_tile<kDim>(tile, maps.k, full + stage, head, j * kRows, sample);
-    load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full + stage, head, j * kRows, sample);
+  const ForwardBarriers<kDim> barriers(smem);
+  const int count = QueryItem::count(a);
+  int step = 0;
+  for (int i = blockIdx.x, round = 0; i < count; i += gridDim.x, ++round) {
+    const QueryItem item(a, i);
+    unsigned char* q = smem + Room::kQ + (round & 1) * Room::kQBytes;
+    uint64_t* q_full = barriers.q_full + (round & 1);
+    mbarrier_wait(barriers.q_empty + (round & 1), (round / 2 & 1) ^ 1);
+    mbarrier_arrive_expect_tx(q_full, item.groups * kTileBytes<kDim> + (round == 0 ? kZeroBytes<kDim> : 0));
+    for (int g = 0; g < item.groups; ++g)
+      load_tile<kDim>(q + g * kTileBytes<kDim>, maps.q, q_full, item.head, item.first + g * kRows, item.sample);
+    if (round == 0) load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
+    for (int j = 0; j < tiles; ++j, ++step) {
+      const int stage = step % Room::kStages;
+      uint64_t* full = barriers.full + stage;
+      mbarrier_wait(barriers.empty + stage, (step / Room::kStages & 1) ^ 1);
+      unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
+      mbarrier_arrive_expect_tx(full, 2 * kTileBytes<kDim>);
+      load_tile<kDim>(tile, maps.k, full, item.head, j * kRows, item.sample);
+      load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full, item.head, j * kRows, item.sample);
+    }
   }
 }
 
@@ -235,13 +308,11 @@ struct OnlineSoftmax {
   }
 };
 
-// One warpgroup's 64 queries: what a thread holds of them is of rows row and row + 8.
+// One warpgroup's 64 queries: what a thread holds of them is of rows row and row + 8. `step` counts tiles of keys.
 template <class T, int kDim>
-DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const unsigned char* q, int row, int tiles,
-                             int head, int sample, int lane) {
+DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const ForwardBarriers<kDim>& barriers,
+                             const unsigned char* q, int row, int tiles, int& step, int head, int sample, int lane) {
   using Room = ForwardRoom<kDim>;
-  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-  auto *full = q_full + 1, *empty = full + Room::kStages;
   const unsigned char *ring = smem + Room::kRing, *zeros = smem + Room::kZeros;
   const float factor = a.scale * kLog2e;
   const int keys = int(a.keys);
@@ -250,12 +321,11 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
   float s[kRows / 2] = {};
   uint32_t p[kRows / 16][4];
 
-  mbarrier_wait(q_full, 0);
 #pragma unroll 1
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
+  for (int j = 0; j < tiles; ++j, ++step) {
+    const int stage = step % Room::kStages;
     const unsigned char *k = ring + 2 * stage * kTileBytes<kDim>, *v = k + kTileBytes<kDim>;
-    mbarrier_wait(full + stage, j / Room::kStages & 1);
+    mbarrier_wait(barriers.full + stage, step / Room::kStages & 1);
     wgmma_pin(s);
     wgmma_fence();
     issue_rows_by_rows<T, kDim>(s, q, k, zeros);
@@ -272,7 +342,7 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
     wgmma_commit();
     wgmma_wait<0>();
     out.pin();
-    warp_arrive(empty + stage, lane);
+    warp_arrive(barriers.empty + stage, lane);
   }
 
   float inverse[2];
@@ -295,22 +365,32 @@ __global__ void __launch_bounds__(kThreads, 2)
   if constexpr (has_wgmma) {
     using Room = ForwardRoom<kDim>;
     auto* smem = dynamic_smem<unsigned char>();
-    const int queries = int(a.queries), query_tiles = (queries + Room::kQueries - 1) / Room::kQueries;
-    const int tiles = (int(a.keys) + kRows - 1) / kRows, item = int(blockIdx.x) / query_tiles;
-    const int first = int(blockIdx.x) % query_tiles * Room::kQueries, head = item % int(a.heads);
-    const int sample = item / int(a.heads), groups = queries - first > kRows ? 2 : 1;
+    const ForwardBarriers<kDim> barriers(smem);
+    const int tiles = (int(a.keys) + kRows - 1) / kRows, count = QueryItem::count(a);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / kGroupWarps;
-    if (threadIdx.x == 0) {
-      auto* barriers = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-      for (int i = 0; i < 1 + 2 * Room::kStages; ++i)
-        mbarrier_init(barriers + i, i <= Room::kStages ? 1 : groups * kGroupWarps);
-      mbarrier_init_fence();
-    }
+    if (threadIdx.x == 0) barriers.init();
     __syncthreads();
-    if (threadIdx.x == kConsumers) forward_loads<T, kDim>(maps, smem, first, groups, tiles, head, sample);
-    if (group < groups)
-      forward_rows<T, kDim>(a, smem, smem + Room::kQ + group * kTileBytes<kDim>,
-                            first + group * kRows + warp % kGroupWarps * 16 + lane / 4, tiles, head, sample, lane);
+    if (threadIdx.x >= kConsumers) {
+      if (threadIdx.x == kConsumers) forward_loads<T, kDim>(maps, a, smem, tiles);
+      return;
+    }
+    int step = 0;
+#pragma unroll 1
+    for (int i = blockIdx.x, round = 0; i < count; i += gridDim.x, ++round) {
+      const QueryItem item(a, i);
+      mbarrier_wait(barriers.q_full + (round & 1), round / 2 & 1);
+      if (group < item.groups) {
+        forward_rows<T, kDim>(a, smem, barriers, smem + Room::kQ + (round & 1) * Room::kQBytes + group * kTileBytes<kDim>,
+                              item.first + group * kRows + warp % kGroupWarps * 16 + lane / 4, tiles, step, item.head,
+                              item.sample, lane);
+      } else {
+        for (int j = 0; j < tiles; ++j, ++step) {
+          mbarrier_wait(barriers.full + step % Room::kStages, step / Room::kStages & 1);
+          warp_arrive(barriers.empty + step % Room::kStages, lane);
+        }
+      }
+      warp_arrive(barriers.q_empty + (round & 1), lane);
+    }
   }
 }
 

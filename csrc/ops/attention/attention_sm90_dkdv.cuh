@@ -30,7 +30,7 @@ struct DkdvBarriers {
         ds_ready(empty + Room::kStages), kv_full(ds_ready + 2), kv_empty(kv_full + 1), stats(kv_empty + 1) {}
   DIT_DEVICE void init() const {
     for (int i = 0; i < Room::kStages; ++i) {
-      mbarrier_init(full + i, 1);
+      mbarrier_init(full + i, kWhole ? 1 : 32);
       mbarrier_init(empty + i, kConsumerWarps);
     }
     for (int i = 0; i < 2; ++i) mbarrier_init(ds_ready + i, kConsumerWarps);
@@ -101,11 +101,12 @@ DIT_DEVICE void dkdv_loads(const BackwardMaps& maps, const AttentionBackward& a,
       if constexpr (!kWhole)
         load_stats(a, reinterpret_cast<float*>(smem + Room::kStats) + stage * 3 * kRows, item.number(a), t * kRows,
                    lane);
-      __syncwarp();
       if (lane == 0) {
         mbarrier_arrive_expect_tx(full, 2 * Room::kTile);
         load_tile<kDim>(tile, maps.q, full, item.head, t * kRows, item.sample);
         load_tile<kDim>(tile + Room::kTile, maps.dout, full, item.head, t * kRows, item.sample);
+      } else if constexpr (!kWhole) {
+        mbarrier_arrive(full);  // of its stats
       }
       ++step;
     }
@@ -266,15 +267,15 @@ class DkdvGroup {
       wgmma_fence();
       const unsigned char* ds = smem_ + Room::kDs + buffer * Room::kDsBytes + b * kMainBytes;
       const unsigned char* k = smem_ + Room::kK + b * Room::kTile;
+      const uint64_t left = wgmma_descriptor(ds), main = wgmma_descriptor(k), tail = plain_columns(k + kMainBytes);
 #pragma unroll
       for (int i = 0; i < kRows / 16; ++i) {
-        const uint64_t left = wgmma_descriptor(ds + i * 2 * kSwizzleAtomBytes);
-        wgmma_m64k16<T, kSwizzleRowElements, true, true>(sums.main, left,
-                                                         wgmma_descriptor(k + i * 2 * kSwizzleAtomBytes), true);
+        const int bytes = i * 2 * kSwizzleAtomBytes;
+        wgmma_m64k16<T, kSwizzleRowElements, true, true>(sums.main, wgmma_advance(left, bytes),
+                                                         wgmma_advance(main, bytes), true);
         if constexpr (kTail<kDim>)
-          wgmma_m64k16<T, kPlainRowElements, true, true>(
-              sums.tail, left,
-              wgmma_descriptor_plain(k + kMainBytes + i * 2 * kPlainAtomBytes, kPlainAtomBytes, kPlainAtomBytes), true);
+          wgmma_m64k16<T, kPlainRowElements, true, true>(sums.tail, wgmma_advance(left, bytes),
+                                                         wgmma_advance(tail, i * 2 * kPlainAtomBytes), true);
       }
       wgmma_commit();
     }
