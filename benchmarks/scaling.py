@@ -76,9 +76,10 @@ Distance = Callable[[np.ndarray], float]
 
 
 def yardstick(source: Source, seed: int = 0) -> tuple[Distance, float]:
-    """The distance to all of the data, and what it is between two halves of them: no model can be expected below."""
+    """The distance to the data, or 10,000 of them, and what it is between two halves of those: models end above it."""
     generator = torch.Generator().manual_seed(seed)
-    examples = [source.example(i, generator) for i in range(min(len(source), 10_000))]
+    chosen = torch.randperm(len(source), generator=generator)[:10_000].tolist()  # a cache may be sorted by class
+    examples = [source.example(i, generator) for i in chosen]
     images = torch.stack([image for image, _ in examples]).numpy()
     first, second = halves(images, seed)
     features: Callable[[np.ndarray], np.ndarray] = pooled
@@ -100,8 +101,8 @@ def measure(config: TrainConfig, settings: Settings, source: Source, distance: D
         raise KeyboardInterrupt(f"{config.out}: {result.reason} at step {result.steps}")
     start = time.perf_counter()
     sampler = Sampler(result.ema, steps=settings.sample_steps, clip_denoised=source.kind == "pixels")
-    labels = torch.arange(settings.samples) % source.num_classes if source.num_classes else settings.samples
-    drawn = sampler(labels, seed=settings.seed, batch_size=250, progress=config.progress).cpu().numpy()
+    asked = labels_like(source, settings.samples, settings.seed) if source.num_classes else settings.samples
+    drawn = sampler(asked, seed=settings.seed, batch_size=250, progress=config.progress).cpu().numpy()
     sizes = config.model_args
     return {
         "name": name_of(config), "width": sizes["hidden_size"], "depth": sizes["depth"], "patch": sizes["patch_size"],
@@ -110,6 +111,12 @@ def measure(config: TrainConfig, settings: Settings, source: Source, distance: D
         "frechet": distance(drawn), "images_per_second": result.images_per_second, "train_seconds": result.seconds,
         "sample_seconds": time.perf_counter() - start,
     }  # fmt: skip
+
+
+def labels_like(source: Source, count: int, seed: int) -> list[int]:
+    """Labels as frequent as the data's."""
+    places = torch.randint(0, len(source), (count,), generator=torch.Generator().manual_seed(seed))
+    return [source.label(i) for i in places.tolist()]
 
 
 def name_of(config: TrainConfig) -> str:
@@ -157,10 +164,18 @@ def run(settings: Settings, file: Path, runs: Path, device: str = "cpu", progres
         with whole_or_not(file) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
         if progress:
-            rate = cost[row["name"]] / (row["train_seconds"] + row["sample_seconds"])
-            left = sum(cost[name_of(c)] for c in waiting[i + 1 :]) / rate
-            print(f"{line(row)}   at most {left / 60:.1f} min left", flush=True)  # larger models run nearer to the peak
+            left = minutes_left(result["rows"], [cost[name_of(c)] for c in waiting[i + 1 :]])
+            print(line(row) + ("" if left is None else f"   about {left:.0f} min left"), flush=True)
     return result
+
+
+def minutes_left(rows: list[dict[str, Any]], gflops: list[float]) -> float | None:
+    """What models of these Gflops will take: a model's time is a constant and its Gflops times another."""
+    if len(rows) < 3:
+        return None
+    spent = [row["train_seconds"] + row["sample_seconds"] for row in rows]
+    each, constant = np.polyfit([row["gflops"] for row in rows], spent, 1)
+    return float(sum(constant + each * g for g in gflops)) / 60
 
 
 def line(row: dict[str, Any]) -> str:

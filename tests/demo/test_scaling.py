@@ -66,6 +66,12 @@ def test_the_correlation_is_pearsons():
     assert correlations(rows[:2]) == {"frechet": None, "log_frechet": None}
 
 
+def test_the_time_left_is_extrapolated():
+    rows = [{"gflops": g, "train_seconds": 5 + 20 * g, "sample_seconds": 1.0} for g in (1.0, 2.0, 4.0)]
+    assert scaling.minutes_left(rows, [10.0, 20.0]) == pytest.approx((206 + 406) / 60)
+    assert scaling.minutes_left(rows[:2], [10.0]) is None
+
+
 def test_latents_are_compared_by_their_coarse_structure():
     images = torch.randn(200, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     source = TensorSource(images)
@@ -75,6 +81,13 @@ def test_latents_are_compared_by_their_coarse_structure():
     assert pooled(images.numpy())[3, 16 + 5] == pytest.approx(images[3, 1, 2:4, 2:4].mean())
     assert distance(images.numpy()) == pytest.approx(0, abs=1e-3) and floor > 0.1
     assert distance(images.numpy() + 1) == pytest.approx(64, rel=1e-3)
+
+
+def test_what_is_asked_for_is_distributed_as_the_data_are():
+    labels = torch.tensor([0] * 300 + [2] * 100)
+    source = TensorSource(torch.zeros(400, 1, 2, 2), labels, ["a", "b", "c"])
+    counts = np.bincount(scaling.labels_like(source, 4000, 0), minlength=3)
+    assert counts[1] == 0 and abs(counts[0] - 3000) < 3.3 * (4000 * 0.75 * 0.25) ** 0.5
 
 
 def test_models_of_the_quick_run_have_the_shape_of_dit_s(tmp_path):

@@ -151,7 +151,7 @@ def killable(out: Path, accesses: int) -> None:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event.split(".")[0] in ("open", "os", "shutil") and arguments and str(out) in str(arguments[0]):
+        if event.split(".")[0] in ("open", "os", "shutil") and any(str(out) in str(given) for given in arguments):
             seen += 1
             if seen == accesses:
                 os.kill(os.getpid(), signal.SIGKILL)
