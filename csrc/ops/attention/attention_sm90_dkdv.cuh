@@ -283,7 +283,8 @@ class DkdvGroup {
     sums.pin();
     const float factors[2] = {a_.scale, a_.scale};
     T* to = static_cast<T*>(a_.dq.data) + item.sample * a_.dq.stride.sample + item.head * a_.dq.stride.head;
-    store_sums<T, kDim>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries), lane_);
+    store_sums<T, kDim, kWideStores<kDim>>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries),
+                                           lane_);
   }
 
   DIT_DEVICE void store(const KeyItem& item, HeadSums<kDim> (&dk)[kMine], HeadSums<kDim> (&dv)[kMine]) const {
@@ -294,8 +295,8 @@ class DkdvGroup {
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
       const int row = item.first + (group_ + 2 * m) * kRows + row_;
-      store_sums<T, kDim>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
-      store_sums<T, kDim>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
     }
   }
 
