@@ -128,7 +128,7 @@ def test_steps_at_a_time_and_labels_at_a_time_change_nothing(monkeypatch):
     rows.clear()
     # four rows a step (three labels of a batch and the null label), room for two steps
     parts = Sampler(model, steps=6, cfg_scale=2.0, cache_bytes=8 * width)(labels, batch_size=3)
-    assert rows[1:] == [8, 8, 8] + [8, 8, 8] + [8, 4]  # two labels in the last batch: four steps at once
+    assert rows[1:] == [8, 8, 8, 8, 8, 8, 8, 4]  # two labels in the last batch: four steps at once
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(plans, "NOISE_BYTES", 1)  # a step at a time
     again = Sampler(model, steps=6, cfg_scale=2.0)(labels, batch_size=3)
