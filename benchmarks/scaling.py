@@ -98,7 +98,7 @@ def measure(config: TrainConfig, settings: Settings, source: Source, distance: D
     """Train one model, draw with its averaged weights, and compare: a row of the result."""
     result = Trainer(config, source, watchers=[ProgressBar()] if config.progress else [], device=device).run()
     if result.reason != "done":
-        raise KeyboardInterrupt(f"{config.out}: {result.reason} at step {result.steps}")
+        raise SystemExit(f"{config.out}: {result.reason} at step {result.steps}; the same command goes on from there")
     start = time.perf_counter()
     sampler = Sampler(result.ema, steps=settings.sample_steps, clip_denoised=source.kind == "pixels")
     asked = labels_like(source, settings.samples, settings.seed) if source.num_classes else settings.samples

@@ -30,11 +30,11 @@ def rows(session: Session) -> Iterator[Row]:
     options = session.options
     for name in options.ops or specs():
         spec = specs()[name]
-        for batch in options.batches or (BATCH,):
+        for session.batch in options.batches or (BATCH,):
             for dtype in session.dtypes():
                 backends = options.backends or kernels(spec, session.device)
                 others = libraries(session, spec, dtype)
-                for case in spec.bench(batch):
+                for case in spec.bench(session.batch):
                     if session.out_of_time():
                         return
                     yield from bench(session, spec, case, dtype, backends, others)

@@ -181,6 +181,17 @@ def test_ops_beside_eager_and_a_wrong_kernel(monkeypatch):
     assert told.refused == ["ops: gated_residual: cpu, float32"]
 
 
+def test_an_op_is_repeated_with_the_batch_it_was_asked_for(monkeypatch):
+    """Attention's second case has an eighth of the images."""
+    seen = []
+    monkeypatch.setattr(ops, "bench", lambda told, spec, case, *rest: seen.append((case, told.command(
+        {"kind": "ops", "name": "attention", "dims": case.dims, "dtype": "float32", "direction": "forward",
+         "backend": "cpu", "ours": True}))) or ())  # fmt: skip
+    list(ops.rows(session("ops", ops=("attention",), batches=(16,))))
+    assert {case.dims["N"] for case, _ in seen} == {16, 2}
+    assert all("--batch 16 " in command for _, command in seen)
+
+
 def test_absent_libraries_are_listed_with_their_reason():
     told = session("ops")
     assert ops.libraries(told, specs()["adaln"], torch.float32) == ["eager", "compile"]

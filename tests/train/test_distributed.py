@@ -34,6 +34,7 @@ def test_four_ranks_do_what_one_does(tmp_path):
     each_parameter_is_gathered_once_a_pass(first["gathers"])
     all_stop_at_a_loss_that_is_not_a_number({found["not a number"] for found in ranks}, tmp_path / "nan")
     all_stop_after_the_same_step({found["stopped"] for found in ranks}, tmp_path / "stopped")
+    assert [found["full disk"] for found in ranks] == [2] * 4 and not [*(tmp_path / "full" / "checkpoints").iterdir()]
     assert "`batch_size` must be a multiple of ranks * accumulate, 4 * 1, got 18" in first["does not divide"]
     assert "`shard` must divide the number of ranks, 4, got 3" in first["does not divide shards"]
 

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from dit_fast.data import TensorSource
+from dit_fast.pictures import grid
 from dit_fast.train import Trainer, files, metrics
 from dit_fast.train.boards import TensorBoard, Wandb
 from dit_fast.train.config import TrainConfig
 from dit_fast.train.configfile import load_config
 from dit_fast.train.files import JsonLog, SampleFiles, read_log
-from dit_fast.train.pictures import grid
 from dit_fast.train.progress_bar import ProgressBar
 from dit_fast.train.summary import Summary
 from dit_fast.train.watch import Record, RunInfo, Watcher, scalars, watchers_for
