@@ -238,7 +238,8 @@ def plan(request: Request, measured: Measured | None = None, link: Link | None =
     memory, notes = memory_of(request, parameters, largest, images)
     assumptions += notes
     if measured is not None and images in measured.peaks:
-        assumptions.append(f"one GPU's peak at {images} images was measured: {measured.peaks[images] / 1e9:.1f} GB")
+        peak = measured.peaks[images] / 1e9
+        assumptions.append(f"a step's peak beyond weights, moments and averages was measured: {peak:.1f} GB")
     step, needed = computing + communication.exposed, sum(memory.values())
     return Plan(
         request=asdict(request), parameters=parameters, images_per_gpu=images, compute_ms=1e3 * computing,

@@ -164,7 +164,7 @@ def text(row: Row) -> str:
 
     mebibytes = None if row.peak_bytes is None else row.peak_bytes / 2**20
     return (
-        f"{row.name:22s}{row.case:26s}{row.dtype:10s}{row.direction:18s}{row.l2:6s}{row.backend:22s}"
+        f"{row.name:21s} {row.case:25s} {row.dtype:10s}{row.direction:18s}{row.l2:6s}{row.backend:21s} "
         + cell(row.ms, ".3f", 10) + cell(row.spread, ".0%", 8) + cell(row.gbytes_per_s, ".1f", 8)
         + cell(row.tflops, ".3g", 9) + cell(row.share, ".0%", 10) + cell(mebibytes, ".1f", 9)
         + cell(row.launches, "d", 9) + cell(row.error, ".1e", 9) + cell(row.ratio_to_eager, ".2f", 9)

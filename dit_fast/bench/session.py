@@ -52,12 +52,16 @@ class Options:
 
 @dataclass
 class Session:
+    """`absent`: what did not run, and why. `refused`: what of ours was wrong. `batch`: what the cases of ops were made
+    for; some have only a part of it."""
+
     options: Options
     ceilings: Ceilings
     monitor: LoadMonitor = field(default_factory=LoadMonitor)
     absent: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
+    batch: int | None = None
 
     @property
     def device(self) -> str:
@@ -117,7 +121,7 @@ class Session:
         """What measures this row again, beside eager."""
         option = "--op" if facts["kind"] == "ops" else "--model"
         words = ["dit-fast", "bench", facts["kind"], option, facts["name"], "--dtype", facts["dtype"]]
-        batch = facts["dims"].get("batch", facts["dims"].get("N"))
+        batch = facts["dims"].get("batch", self.batch)
         words += ["--batch", str(batch)] if batch else []
         if "+" in facts["direction"]:
             words += ["--direction", facts["direction"]]

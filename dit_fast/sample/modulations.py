@@ -74,6 +74,12 @@ class ModulationTable:
         self.start.fill_(first)
         self.filled = first, last
 
+    def rewind(self) -> None:
+        """Back to the first time, whatever is there; rows that start there stay right."""
+        self.start.zero_()
+        if self.filled is not None and self.filled[0] > 0:
+            self.forget()
+
     def forget(self) -> None:
         """The weights may have changed."""
         self.filled = None

@@ -196,8 +196,7 @@ class Plan:
         for index in (self.step, self.noise_start, self.places):
             index.zero_()
         if self.table is not None:
-            self.table.start.zero_()
-            self.table.forget()
+            self.table.rewind()
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

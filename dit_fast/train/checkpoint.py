@@ -277,4 +277,3 @@ def _prune(out: Path, keep: int) -> None:
             shutil.rmtree(going)
         except OSError as error:
             LOG.warning("train: %s could not be deleted: %s", path, error)
-

@@ -23,8 +23,9 @@ WIRE = Link(1e9, 0.0, "a wire of 1 GB/s")
 
 def step_row(batch: int, ms: float, **other: object) -> Row:
     told = {
-        "kind": "train", "name": "DiT-S/8", "case": f"N={batch}", "dims": {"batch": batch}, "dtype": "bfloat16",
-        "direction": "step", "backend": "auto", "ours": True, "ms": ms, "peak_bytes": batch * 10**9, **other,
+        "kind": "train", "name": "DiT-S/8", "case": f"N={batch}", "dims": {"batch": batch, "tokens": 16},
+        "dtype": "bfloat16", "direction": "step", "backend": "auto", "ours": True, "ms": ms,
+        "peak_bytes": batch * 10**9, **other,
     }  # fmt: skip
     return Row(**told)
 
@@ -86,6 +87,7 @@ def test_a_measured_step_is_found_and_read_between_its_batches(files):
     assert "h200.json, 2026-01-01, NVIDIA H200, backend auto" in found.source
     assert find(files, "b200", "DiT-S/8", "bf16") is None
     assert find(files, "h200", "DiT-S/4", "bf16") is None
+    assert find(files, "h200", "DiT-S/8", "bf16", image_size=64) is None
     with pytest.raises(ValueError, match="`--results` must be results of `dit-fast bench train`, got .*other.json"):
         find(files, "h200", "DiT-S/8", "bf16", explicit=True)
 
@@ -101,7 +103,7 @@ def test_one_gpu_takes_what_was_measured(files):
     assert alone.step_ms == pytest.approx(20.0)
     assert alone.communication_ms == alone.sent_bytes == 0
     assert alone.scaling == 1
-    assert any("peak at 8 images was measured: 8.0 GB" in words for words in alone.assumptions)
+    assert "a step's peak beyond weights, moments and averages was measured: 8.0 GB" in alone.assumptions
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

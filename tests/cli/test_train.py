@@ -63,7 +63,10 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(tmp_path, capsys,
     assert main(["train", "--preset", "DiT-XL/2", "--dry-run", "--ranks", "8", "--parallel", "fsdp"]) == 0
     said = capsys.readouterr().out
     assert "675,129,632 parameters" in said and "118.6 Gflops" in said
-    assert "in each of 8 processes (fsdp), 32 images at a time" in said
+    kept, recomputed = re.findall(
+        r"about (\S+) GiB in each of 8 processes \(fsdp\), 32 images at a time; with checkpointing (\S+) GiB", said
+    )[0]
+    assert float(recomputed) < 0.5 * float(kept)
     assert "data     none given: reckoned for latents (4, 32, 32) and 1000 classes" in said
     assert not list(tmp_path.iterdir())
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
-    "env": 0, "files": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3, "parity": 4,
-    "train": 4, "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
+    "env": 0, "files": 0, "pictures": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3,
+    "parity": 4, "train": 4, "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""

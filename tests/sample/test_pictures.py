@@ -24,13 +24,13 @@ def test_a_grid_goes_row_by_row(tmp_path, channels, mode):
     save_grid(numbered(5, c=channels) + 1, tmp_path / "deep" / "g.png", columns=3)
     picture = Image.open(tmp_path / "deep" / "g.png")
     assert picture.mode == mode and picture.size == (9, 4)
-    assert np.asarray(picture).reshape(4, 9, -1)[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert np.asarray(picture).reshape(4, 9, -1)[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 255]]
 
 
-@pytest.mark.parametrize("n,columns", [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4)])
-def test_a_grid_is_about_square(tmp_path, n, columns):
+@pytest.mark.parametrize("n,columns,rows", [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4)])
+def test_a_grid_is_about_square(tmp_path, n, columns, rows):
     save_grid(numbered(n), tmp_path / "g.png")
-    assert Image.open(tmp_path / "g.png").size == (3 * columns, 2 * -(-n // columns))
+    assert Image.open(tmp_path / "g.png").size == (3 * columns, 2 * rows)
 
 
 def test_files_are_numbered_or_named(tmp_path):

@@ -5,7 +5,9 @@
 //
 //   S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
 //
-//   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   item head * tiles + i: queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   grid: with few keys, as many blocks as fit at a time, block b takes items b, b + grid, ... and loads the next while
+//   it works on one; with many, one item a block
 //   warpgroup g of 2: queries 64 g .. of the tile;   warp 8: loads
 //
 // A tile is 64 rows of one head: its first 64 columns swizzled, for Dh = 72 the other 8 plain behind them
@@ -19,8 +21,8 @@
 //   exp    256 x 256 / 16 = 4096;   other arithmetic of softmax, about 5 a logit: 2600
 //   TMA    q, k, v, out: 147 KB at 20 bytes a cycle = 7200 (4.8 TB/s over 132 multiprocessors at 1.75 GHz)
 // 400 TFLOP/s are 10,900 cycles a head: exponentials must overlap with products and both with loads, but none is short
-// of time. Two blocks share a multiprocessor: 2 x 92 KB of shared memory, 2 x 288 threads of 96 registers (18 warps, so
-// five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
+// of time. Two blocks share a multiprocessor: 2 x 110 KB of shared memory, 2 x 288 threads of 96 registers (18 warps,
+// so five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
 // while others exponentiate, and one block's start and end hide behind the other's middle; within a warpgroup nothing
 // overlaps: S of the next tile beside P v of this one would take 32 registers more. 96 hold: out 36, S 32, P 16.
 // Shared memory: S of 64 x 64 reads 4 KB in 32 cycles, as long as it takes; P comes from registers.
@@ -172,35 +174,43 @@ DIT_DEVICE void transpose_quad(uint32_t (&w)[4], int lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i & bit) continue;
-      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + bit], bit);
-      w[upper ? i : i + bit] = got;
+      const uint32_t first = w[i], second = w[i + bit];
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? first : second, bit);
+      w[i] = upper ? got : first;  // an index that depends on the lane would put w into local memory
+      w[i + bit] = upper ? second : got;
     }
   }
 }
 
-// Stores the thread's elements of the rows `row` and row + 8 that exist, 16 bytes at a time: stores of 4, four lanes
-// side by side, half fill sectors of L2, which they kept busier than the products did the tensor cores. All lanes of
-// the warp must call it.
-template <class T, int kDim>
-DIT_DEVICE void store_sums(HeadSums<kDim>& sums, const float (&factor)[2], T* first_row, int64_t stride, int row,
+// Stores the thread's elements of the rows `row` and row + 8 that exist. All lanes of the warp must call it. kWide: 16
+// bytes at a time, after an exchange among the four lanes of a row; otherwise 4, four lanes side by side, which fill
+// half a sector of L2 each time. Where registers are short the exchanges wait for each other and cost more than that.
+template <class T, int kDim, bool kWide>
+DIT_DEVICE void store_sums(const HeadSums<kDim>& sums, const float (&factor)[2], T* first_row, int64_t stride, int row,
                            int rows, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = row + 8 * half;
     T* to = first_row + r * stride;
     const auto word = [&](const float* pair) { return pack<T>(pair[0] * factor[half], pair[1] * factor[half]); };
+    const auto store_word = [&](int column, const float* pair) {
+      if (r < rows) *reinterpret_cast<uint32_t*>(to + column + lane % 4 * 2) = word(pair);
+    };
 #pragma unroll
     for (int block = 0; block < kSwizzleRowElements / 8; block += 4) {
-      Vec<T> four;
+      const float* first = sums.main + 4 * block + 2 * half;
+      if constexpr (kWide) {
+        Vec<T> four;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) four.words[i] = word(sums.main + 4 * (block + i) + 2 * half);
-      transpose_quad(four.words, lane);
-      if (r < rows) store_vec(to + (block + lane % 4) * 8, four);
+        for (int i = 0; i < 4; ++i) four.words[i] = word(first + 4 * i);
+        transpose_quad(four.words, lane);
+        if (r < rows) store_vec(to + (block + lane % 4) * 8, four);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) store_word((block + i) * 8, first + 4 * i);
+      }
     }
-    if constexpr (kTail<kDim>) {
-      if (r < rows)
-        *reinterpret_cast<uint32_t*>(to + kSwizzleRowElements + lane % 4 * 2) = word(sums.tail + 2 * half);
-    }
+    if constexpr (kTail<kDim>) store_word(kSwizzleRowElements, sums.tail + 2 * half);
   }
 }
 
@@ -253,7 +263,7 @@ struct QueryItem {
   }
 };
 
-template <class T, int kDim>
+template <class T, int kDim, bool kStays>
 DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a, unsigned char* smem, int tiles) {
   using Room = ForwardRoom<kDim>;
   const ForwardBarriers<kDim> barriers(smem);
@@ -277,6 +287,7 @@ DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a
       load_tile<kDim>(tile, maps.k, full, item.head, j * kRows, item.sample);
       load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full, item.head, j * kRows, item.sample);
     }
+    if constexpr (!kStays) break;
   }
 }
 
@@ -356,10 +367,10 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
       a.lse[(sample * a.heads + head) * a.queries + r] = (softmax.top[half] + log2f(total)) * kLn2;
   }
   T* to = static_cast<T*>(a.out) + (sample * a.queries * a.heads + head) * kDim;
-  store_sums<T, kDim>(out, inverse, to, a.heads * kDim, row, queries, lane);
+  store_sums<T, kDim, true>(out, inverse, to, a.heads * kDim, row, queries, lane);
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kStays>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_forward_sm90_kernel(const __grid_constant__ ForwardMaps maps, const AttentionForward a) {
   if constexpr (has_wgmma) {
@@ -371,7 +382,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (threadIdx.x == 0) barriers.init();
     __syncthreads();
     if (threadIdx.x >= kConsumers) {
-      if (threadIdx.x == kConsumers) forward_loads<T, kDim>(maps, a, smem, tiles);
+      if (threadIdx.x == kConsumers) forward_loads<T, kDim, kStays>(maps, a, smem, tiles);
       return;
     }
     int step = 0;
@@ -380,15 +391,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       const QueryItem item(a, i);
       mbarrier_wait(barriers.q_full + (round & 1), round / 2 & 1);
       if (group < item.groups) {
-        forward_rows<T, kDim>(a, smem, barriers, smem + Room::kQ + (round & 1) * Room::kQBytes + group * kTileBytes<kDim>,
-                              item.first + group * kRows + warp % kGroupWarps * 16 + lane / 4, tiles, step, item.head,
-                              item.sample, lane);
+        const unsigned char* q = smem + Room::kQ + (round & 1) * Room::kQBytes + group * kTileBytes<kDim>;
+        forward_rows<T, kDim>(a, smem, barriers, q, item.first + group * kRows + warp % kGroupWarps * 16 + lane / 4,
+                              tiles, step, item.head, item.sample, lane);
       } else {
         for (int j = 0; j < tiles; ++j, ++step) {
           mbarrier_wait(barriers.full + step % Room::kStages, step / Room::kStages & 1);
           warp_arrive(barriers.empty + step % Room::kStages, lane);
         }
       }
+      if constexpr (!kStays) break;
       warp_arrive(barriers.q_empty + (round & 1), lane);
     }
   }

@@ -36,7 +36,7 @@ struct DkdvBarriers {
     for (int i = 0; i < 2; ++i) mbarrier_init(ds_ready + i, kConsumerWarps);
     mbarrier_init(kv_full, 1);
     mbarrier_init(kv_empty, kConsumerWarps);
-    mbarrier_init(stats, kConsumerWarps);
+    mbarrier_init(stats, kConsumers);
     mbarrier_init_fence();
   }
 };
@@ -106,7 +106,7 @@ DIT_DEVICE void dkdv_loads(const BackwardMaps& maps, const AttentionBackward& a,
         load_tile<kDim>(tile, maps.q, full, item.head, t * kRows, item.sample);
         load_tile<kDim>(tile + Room::kTile, maps.dout, full, item.head, t * kRows, item.sample);
       } else if constexpr (!kWhole) {
-        mbarrier_arrive(full);  // of its stats
+        mbarrier_arrive(full);  // of its stats, as in find_stats
       }
       ++step;
     }
@@ -169,7 +169,7 @@ class DkdvGroup {
         all[2 * kItemKeys + r] = rows.delta[half];
       }
     }
-    warp_arrive(barriers_.stats, lane_);
+    mbarrier_arrive(barriers_.stats);  // each for itself: racecheck of compute-sanitizer sees no other order
     mbarrier_wait(barriers_.stats, round & 1);
   }
 
@@ -283,7 +283,8 @@ class DkdvGroup {
     sums.pin();
     const float factors[2] = {a_.scale, a_.scale};
     T* to = static_cast<T*>(a_.dq.data) + item.sample * a_.dq.stride.sample + item.head * a_.dq.stride.head;
-    store_sums<T, kDim>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries), lane_);
+    store_sums<T, kDim, kWideStores<kDim>>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries),
+                                           lane_);
   }
 
   DIT_DEVICE void store(const KeyItem& item, HeadSums<kDim> (&dk)[kMine], HeadSums<kDim> (&dv)[kMine]) const {
@@ -294,8 +295,8 @@ class DkdvGroup {
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
       const int row = item.first + (group_ + 2 * m) * kRows + row_;
-      store_sums<T, kDim>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
-      store_sums<T, kDim>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
     }
   }
 
