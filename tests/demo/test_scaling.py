@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.scaling import QUICK, Settings, correlations, plot, pooled, run
+from benchmarks.scaling import LATENTS, QUICK, Settings, correlations, plot, pooled, run
 from dit_fast.data import TensorSource
 
 TINY = Settings(depths=(1, 2), patches=(4, 2, 1), max_gflops=0.0018, steps=2, batch_size=8, samples=70, sample_steps=2)
@@ -90,9 +90,10 @@ def test_what_is_asked_for_is_distributed_as_the_data_are():
     assert counts[1] == 0 and abs(counts[0] - 3000) < 3.3 * (4000 * 0.75 * 0.25) ** 0.5
 
 
-def test_models_of_the_quick_run_have_the_shape_of_dit_s(tmp_path):
-    configs = [QUICK.config(depth, patch, tmp_path, "cpu") for depth in QUICK.depths for patch in QUICK.patches]
-    assert len(configs) == 12 and len({scaling.name_of(config) for config in configs}) == 12
+@pytest.mark.parametrize("settings", [QUICK, Settings(), LATENTS])
+def test_models_have_the_shape_of_dit_s(tmp_path, settings):
+    configs = [settings.config(depth, patch, tmp_path, "cpu") for depth in settings.depths for patch in settings.patches]
+    assert len({scaling.name_of(config) for config in configs}) == len(configs) >= 12
     for config in configs:
         sizes = config.model_args
-        assert sizes["hidden_size"] / sizes["depth"] == 384 / 12 and config.steps == QUICK.steps
+        assert sizes["hidden_size"] / sizes["depth"] == 384 / 12 and config.steps == settings.steps
