@@ -146,6 +146,19 @@ def test_sampling_with_accelerations_off_and_on():
     assert "a chain of 2" in rows[0].note
 
 
+def test_accelerations_are_switched_as_their_names_say(monkeypatch):
+    """They change no number, so only what the sampler was told shows it."""
+    told = {}
+    monkeypatch.setattr(sample, "Sampler", lambda model, **options: told.update(options))
+    for name, way in {**sample.own_ways("cuda", ()), **sample.PEERS}.items():
+        told.clear()
+        if not way.compiled:
+            sample.chain_of(way, Recipe(TINY, 1), 2)
+            off = {key for key in sample.ACCELERATIONS if told.get(key) is False}
+            named = {key for key in sample.ACCELERATIONS if key.replace("_", " ") in name}
+            assert off == (named if name.startswith("auto") and "none" not in name else {*sample.ACCELERATIONS})
+
+
 def test_a_chain_is_told_by_its_step(monkeypatch):
     told = session("sample", peers=("none",), steps=4, backends=("auto",))
     monkeypatch.setattr(told, "time", lambda chains, *rest: {name: Timing(100.0, 0.1, 1) for name in chains})
