@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[float, list[Options]]] = {
 """Name: (minutes at most, what it measures), the most telling first. Compilers take minutes, so they come late."""
 
 
-def run_part(name: str, minutes: float, folder: Path, target: Path) -> str:
+def run_part(name: str, minutes: float, folder: Path, target: Path, commit: str = "") -> str:
     """What became of it; its rows are in `folder`, and with the others' in `target` as they come."""
     command = [sys.executable, "-m", "benchmarks.end_to_end", "--part", name, "--minutes", f"{minutes:.2f}",
                "--out", str(folder)]  # fmt: skip
@@ -59,23 +59,25 @@ def run_part(name: str, minutes: float, folder: Path, target: Path) -> str:
     process = subprocess.Popen(command, cwd=ROOT)
     while process.poll() is None and time.monotonic() - start < 60 * minutes:
         time.sleep(1)
-        merge(folder, target)
+        merge(folder, target, commit)
     late = process.poll() is None
     if late:
         process.kill()
     code = process.wait()
-    merge(folder, target)
+    merge(folder, target, commit)
     verdict = "stopped: out of time" if late else "done" if code == 0 else f"ended with {code}"
     return f"{name}: {verdict} after {time.monotonic() - start:.0f} s"
 
 
-def merge(folder: Path, target: Path) -> None:
+def merge(folder: Path, target: Path, commit: str = "") -> None:
     """The parts' files as one: the rows together, the first one's environment and ceilings."""
     parts = [read(path) for name in PARTS if (path := folder / f"{name}.json").exists()]
     if parts:
         absent = {what: reason for part in parts for what, reason in part.absent.items()}
         rows = [row for part in parts for row in part.rows]
-        replace(parts[0], command="python -m benchmarks.end_to_end", rows=rows, absent=absent).write(target)
+        about = {**parts[0].environment, **({"commit": commit} if commit else {})}
+        command = "python -m benchmarks.end_to_end"
+        replace(parts[0], command=command, environment=about, rows=rows, absent=absent).write(target)
 
 
 def main() -> int:
@@ -83,6 +85,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas: {','.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all together")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--commit", default="", help="what is measured, where there is no git to ask")
     parser.add_argument("--part", choices=PARTS, help="this process is one part")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -106,7 +109,7 @@ def main() -> int:
         if left < 0.5:
             verdicts.append(f"{name}: not begun: out of time")
             continue
-        verdicts.append(run_part(name, min(left, PARTS[name][0]), folder, target))
+        verdicts.append(run_part(name, min(left, PARTS[name][0]), folder, target, arguments.commit))
     print("\n".join([*verdicts, f"{target}"]))
     return 0
 

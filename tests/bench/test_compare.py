@@ -141,6 +141,8 @@ def test_parts_of_a_gpu_run_are_one_file(tmp_path):
     end_to_end.merge(tmp_path, tmp_path / "whole.json")
     whole = read(tmp_path / "whole.json")
     assert whole.rows == [OURS, EAGER] and whole.absent == {"a": "x", "b": "y"}
+    end_to_end.merge(tmp_path, tmp_path / "named.json", "c0ffee")
+    assert read(tmp_path / "named.json").environment == {**ABOUT, "commit": "c0ffee"}
     end_to_end.merge(tmp_path / "empty", tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 

@@ -12,6 +12,7 @@ from dit_fast.bench import ceilings, memory, model, ops, runner, sample, train
 from dit_fast.bench.ceilings import Ceilings
 from dit_fast.bench.plain import plain_copy
 from dit_fast.bench.recipe import Recipe, parse_model
+from dit_fast.bench.schema import Timing
 from dit_fast.bench.session import Options, Session, with_ratios
 from dit_fast.cli import build_parser, main
 from dit_fast.ops import specs, use_backend
@@ -143,6 +144,25 @@ def test_sampling_with_accelerations_off_and_on():
     assert all(row.error < 1e-4 for row in rows) and not told.refused  # one chain, one noise, in float64 and in these
     assert rows[0].images_per_s == pytest.approx(3 / (250 * 1e-3 * rows[0].ms))
     assert "a chain of 2" in rows[0].note
+
+
+def test_accelerations_are_switched_as_their_names_say(monkeypatch):
+    """They change no number, so only what the sampler was told shows it."""
+    told = {}
+    monkeypatch.setattr(sample, "Sampler", lambda model, **options: told.update(options))
+    for name, way in {**sample.own_ways("cuda", ()), **sample.PEERS}.items():
+        told.clear()
+        if not way.compiled:
+            sample.chain_of(way, Recipe(TINY, 1), 2)
+            off = {key for key in sample.ACCELERATIONS if told.get(key) is False}
+            named = {key for key in sample.ACCELERATIONS if key.replace("_", " ") in name}
+            assert off == (named if name.startswith("auto") and "none" not in name else {*sample.ACCELERATIONS})
+
+
+def test_a_chain_is_told_by_its_step(monkeypatch):
+    told = session("sample", peers=("none",), steps=4, backends=("auto",))
+    monkeypatch.setattr(told, "time", lambda chains, *rest: {name: Timing(100.0, 0.1, 1) for name in chains})
+    assert [row.ms for row in sample.rows(told)] == [25.0, 25.0]
 
 
 def test_a_wrong_sampler_is_not_timed(monkeypatch):
