@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scaling benchmark at a size that takes seconds: what it writes, and that it goes on where it was."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -92,7 +93,8 @@ def test_what_is_asked_for_is_distributed_as_the_data_are():
 
 @pytest.mark.parametrize("settings", [QUICK, Settings(), LATENTS])
 def test_models_have_the_shape_of_dit_s(tmp_path, settings):
-    configs = [settings.config(depth, patch, tmp_path, "cpu") for depth in settings.depths for patch in settings.patches]
+    sizes = itertools.product(settings.depths, settings.patches)
+    configs = [settings.config(depth, patch, tmp_path, "cpu") for depth, patch in sizes]
     assert len({scaling.name_of(config) for config in configs}) == len(configs) >= 12
     for config in configs:
         sizes = config.model_args
