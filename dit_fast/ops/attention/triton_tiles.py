@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs
 """Tiles of heads in attention's Triton kernels: rows loaded and stored, and the product of the rows of two tiles."""
 
 import triton
