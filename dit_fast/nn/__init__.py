@@ -12,7 +12,7 @@ from .blocks import (
     Modulation,
 )
 from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, timestep_features
-from .layers import Attention, CrossAttention, Mlp
+from .layers import Attention, CrossAttention, Linear, Mlp
 from .rope import rope_2d
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FinalLayer",
     "InContextBlock",
     "LabelEmbedder",
+    "Linear",
     "Mlp",
     "Modulation",
     "PatchEmbed",

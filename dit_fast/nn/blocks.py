@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dit_fast import ops
 
-from .layers import Attention, CrossAttention, Mlp
+from .layers import Attention, CrossAttention, Linear, Mlp
 
 
 class Modulation(NamedTuple):
@@ -100,7 +100,7 @@ class AdaLNZeroBlock(Block):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, norm2_eps: float = 1e-6) -> None:
         super().__init__(dim, num_heads, mlp_ratio)
         self.norm2_eps = norm2_eps
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
 
     def modulation(self, c: Tensor) -> list[Modulation]:
         return self.split(self.adaLN_modulation(c))
@@ -116,7 +116,7 @@ class AdaLNBlock(Block):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__(dim, num_heads, mlp_ratio)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 4 * dim))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 4 * dim))
 
     def modulation(self, c: Tensor) -> list[Modulation]:
         return self.split(self.adaLN_modulation(c))
@@ -163,7 +163,7 @@ class FinalLayer(nn.Module):
         self.patch_size = patch_size
         self.linear = nn.Linear(dim, patch_size * patch_size * out_channels)
         if adaptive:
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim))
         else:
             self.norm = Affine(dim)
         self.adaptive = adaptive

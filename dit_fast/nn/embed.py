@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from dit_fast import ops
 
+from .layers import Linear
+
 
 class PatchEmbed(nn.Module):
     """An image as tokens: each p x p patch through one Linear, plus its position (DiT, section 3.2, "Patchify").
@@ -91,7 +93,7 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.frequencies = frequencies
         self.downscale = downscale
-        linears = nn.Linear(frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
+        linears = Linear(frequencies, hidden_size), Linear(hidden_size, hidden_size)
         self.mlp = nn.Sequential(linears[0], nn.SiLU(), linears[1])
 
     def forward(self, t: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from .final_layer import final_layer
 from .gated_residual import gated_residual
 from .gated_residual_adaln import gated_residual_adaln
 from .linear_gelu import linear_gelu
+from .linear_gelu.linear import linear
+from .linear_gelu.packed import prepack
 from .patch_embed import patch_embed
 
 NAMES = (
@@ -31,8 +33,10 @@ __all__ = [
     "final_layer",
     "gated_residual",
     "gated_residual_adaln",
+    "linear",
     "linear_gelu",
     "patch_embed",
+    "prepack",
     "specs",
     "use_backend",
 ]

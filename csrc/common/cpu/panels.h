@@ -21,7 +21,7 @@ inline int64_t panels_size(int64_t rows, int64_t cols) {
 inline int64_t tiles_per_sweep(int64_t rows, int64_t cols) { return rows * cols * 4 <= (256 << 10) ? 1 : 4; }
 
 struct Panels {
-  const void* matrix;  // element (row, col) at matrix[row * row_step + col * col_step]
+  const void* matrix;  // element (row, col) at matrix[row * row_step + col * col_step]; one step is 1
   float* out;          // panels_size(rows, cols) floats
   int64_t rows, cols, row_step, col_step;
   Dtype dtype;

@@ -1,34 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `cpu` backend of linear_gelu: PyTorch's own products and GELU, the latter in place where u is not kept.
+"""The `cpu` backend of linear_gelu: the library's own kernels where they are faster, else PyTorch's products and GELU.
 
-`out=` variants throughout: autocast leaves them alone, so storage dtypes stay what the operator promised.
+`cpu_linear` says which. `out=` variants throughout: autocast leaves them alone, so storage dtypes stay what the
+operator promised.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
 
+from . import cpu_linear
+
 _gelu = torch.ops.aten.gelu.out
-_gelu_backward = torch.ops.aten.gelu_backward.grad_input
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     f, k = weight.shape
-    y = x.new_empty((*x.shape[:-1], f))
-    rows = y.view(-1, f) if y.numel() else y.new_empty((0, f))  # (M, F)
-    u = torch.empty_like(rows) if keep else rows
-    if rows.numel():
-        torch.addmm(bias, x.view(-1, k), weight.t(), out=u)
-        _gelu(u, approximate="tanh", out=rows)
-    return y, u if keep else x.new_empty((0, f))
+    rows = x.reshape(prod(x.shape[:-1]), k)  # (M, K)
+    if cpu_linear.why_not("own") is None:
+        y, u = torch.ops.dit_fast_native.linear(rows, weight, bias, True, keep)
+        return y.view(*x.shape[:-1], f), u
+    if not keep and cpu_linear.why_not("onednn", rows, weight) is None:
+        return cpu_linear.onednn(rows, weight, bias, gelu=True).view(*x.shape[:-1], f), x.new_empty((0, f))
+    y = x.new_empty((len(rows), f))
+    u = torch.empty_like(y) if keep else y
+    if y.numel():
+        torch.addmm(bias, rows, weight.t(), out=u)
+        _gelu(u, approximate="tanh", out=y)
+    return y.view(*x.shape[:-1], f), u if keep else x.new_empty((0, f))
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     f, k = weight.shape
-    dx, dweight, dbias = x.new_empty(x.shape), weight.new_empty((f, k)), weight.new_empty(f)
+    dx, dweight = x.new_empty(x.shape), weight.new_empty((f, k))
     rows = x.reshape(u.shape[0], k)  # (M, K)
-    du = torch.empty_like(u)
-    _gelu_backward(dy.view(u.shape), u, approximate="tanh", grad_input=du)
+    du, dbias = _through_gelu(dy.view(u.shape), u)
     torch.mm(du, weight, out=dx.view(rows.shape))
     torch.mm(du.t(), rows, out=dweight)
-    torch.sum(du, 0, out=dbias)
     return dx, dweight, dbias
+
+
+def _through_gelu(dy: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """du (M, F) and its sum over rows (F,)."""
+    if cpu_linear.why_not("own") is None:
+        return torch.ops.dit_fast_native.gelu_backward(dy, u)
+    du, dbias = torch.empty_like(u), u.new_empty(u.shape[1])
+    torch.ops.aten.gelu_backward.grad_input(dy, u, approximate="tanh", grad_input=du)
+    torch.sum(du, 0, out=dbias)
+    return du, dbias

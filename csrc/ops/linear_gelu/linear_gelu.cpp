@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernels that linear and linear_gelu are made of: schemas, checks and launches.
+#include "ops/linear_gelu/linear_gelu.h"
+
+#include <optional>
+
+#include "common/cpu/panels.h"
+#include "common/device.h"
+
+namespace dit {
+namespace {
+
+std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, bool keep) {
+  const char* op = "linear";
+  STD_TORCH_CHECK(x.dim() == 2, op, ": `x` must be (M, K), got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
+  const int64_t m = x.size(0), k = x.size(1), f = weight.size(0);
+  const auto type = x.scalar_type();
+  const Dtype dtype = dtype_of(x, op);
+  check_dense(x, {m, k}, type, op, "x");
+  check_dense(weight, {f, k}, type, op, "weight");
+  if (bias) check_dense(*bias, {f}, type, op, "bias");
+  Tensor y = empty(x, {m, f}), u = empty(x, {keep ? m : 0, f});
+  if (m == 0 || f == 0) return {y, u};
+  Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, nullptr,
+              y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
+  if (m <= kLinearFewRows) {
+    parallel((f + 1) / 2, 32, args, linear_few_rows);
+    return {y, u};
+  }
+  const int64_t blocks = (f + kPanelPadding - 1) / kPanelPadding;
+  Tensor panels = empty_f32(x, {panels_size(k, f)});
+  const Panels packing{args.weight, panels.mutable_data_ptr<float>(), k, f, 1, k, dtype};
+  parallel(blocks, 2, packing, pack_panels);
+  args.panels = packing.out;
+  parallel(args.chunks() * blocks, 1, args, linear);
+  return {y, u};
+}
+
+std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
+  const char* op = "gelu_backward";
+  STD_TORCH_CHECK(u.dim() == 2, op, ": `u` must be (M, F), got ", u.dim(), " dimensions");
+  const int64_t m = u.size(0), f = u.size(1), chunks = chunk_count(m, kCpuChunk);
+  const auto type = u.scalar_type();
+  const Dtype dtype = dtype_of(u, op);
+  check_dense(u, {m, f}, type, op, "u");
+  check_dense(dy, {m, f}, type, op, "dy");
+  Tensor du = empty(u, {m, f}), dbias = empty(u, {f}), partial = empty_f32(u, {1, chunks, 1, f});
+  parallel(chunks, 1, GeluBackward{dy.const_data_ptr(), u.const_data_ptr(), du.mutable_data_ptr(),
+                                   partial.mutable_data_ptr<float>(), m, f, dtype}, gelu_backward);
+  parallel(1, 1, TokenSums{partial.const_data_ptr<float>(), {dbias.mutable_data_ptr()}, 1, 1, chunks, f, dtype},
+           finish_token_sums);
+  return {du, dbias};
+}
+
+}  // namespace
+}  // namespace dit
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, bool keep) -> (Tensor y, Tensor u)");
+  m.def("gelu_backward(Tensor dy, Tensor u) -> (Tensor du, Tensor dbias)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {
+  m.impl("linear", TORCH_BOX(&dit::linear_forward));
+  m.impl("gelu_backward", TORCH_BOX(&dit::gelu_gradient));
+}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.nn.functional.linear for inference on a CPU, by the kernels of linear_gelu without the GELU."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .._core import KERNEL_DTYPES, autocast, current_backend
+from .._core.backends import announce
+from . import cpu_linear
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x weight^T + bias: `torch.nn.functional.linear`, where nothing else is faster.
+
+    A faster kernel serves (`cpu_linear`) on a CPU where no gradient is wanted; it follows linear_gelu's backend, of
+    which "auto" and "cpu" have it. Everything else, errors too, is PyTorch's function: on GPUs, in training, in a
+    compiled graph, under transforms and modes, for subclasses of Tensor (sharded, quantised).
+
+    Args:
+        x: (..., K) floating point.
+        weight: (F, K), same dtype and device as x.
+        bias: (F,), likewise, or None.
+
+    Returns:
+        (..., F) in x's dtype; under autocast in its dtype.
+    """
+    if why_not(x, weight, bias) is not None:
+        return F.linear(x, weight, bias)
+    given = x, weight, bias
+    x, weight, bias = autocast(x, weight, bias, matmul=True)
+    if _unfit(x, weight, bias) is not None:
+        return F.linear(*given)
+    rows = x.reshape(-1, x.shape[-1])  # (M, K)
+    if cpu_linear.why_not("own") is None:
+        y = cpu_linear.own(rows.contiguous(), weight, bias)
+    elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
+        y = cpu_linear.onednn(rows, weight, bias)
+    else:
+        announce("linear", "cpu", "PyTorch", [reason])
+        return F.linear(*given)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why PyTorch's function has to serve, whatever the sizes; None where a faster kernel may."""
+    if torch.compiler.is_compiling():
+        return "a graph is traced: its compiler has linears of its own"
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    if any(type(tensor) not in PLAIN for tensor in tensors):
+        return "a tensor is of a class of its own"
+    if x.device.type != "cpu":
+        return f"tensors are on {x.device.type}"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "a gradient is wanted"
+    if current_backend("linear_gelu") not in ("auto", "cpu"):
+        return f"backend {current_backend('linear_gelu')!r} has no linear of its own"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "a transform of torch.func or forward-mode differentiation is active"
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or torch._C._get_tracing_state():
+        return "a mode or a trace wants to see PyTorch's own operators"
+    return None
+
+
+def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """What the kernels do not take; PyTorch's function computes it or says what is wrong."""
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or not x.numel() or not weight.numel():
+        return "shapes that do not fit, or nothing to do"
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or not bias.is_contiguous()):
+        return "a bias of another shape, dtype or layout"
+    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or weight.device != x.device:
+        return "dtypes or devices that differ, or are none of the kernels'"
+    return None if weight.is_contiguous() else "a weight that is not dense"
