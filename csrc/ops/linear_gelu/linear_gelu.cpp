@@ -4,7 +4,6 @@
 
 #include <optional>
 
-#include "common/cpu/panels.h"
 #include "common/device.h"
 
 namespace dit {
@@ -22,18 +21,10 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional
   if (bias) check_dense(*bias, {f}, type, op, "bias");
   Tensor y = empty(x, {m, f}), u = empty(x, {keep ? m : 0, f});
   if (m == 0 || f == 0) return {y, u};
-  Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, nullptr,
-              y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
-  if (m <= kLinearFewRows) {
-    parallel((f + 1) / 2, 32, args, linear_few_rows);
-    return {y, u};
-  }
-  const int64_t blocks = (f + kPanelPadding - 1) / kPanelPadding;
-  Tensor panels = empty_f32(x, {panels_size(k, f)});
-  const Panels packing{args.weight, panels.mutable_data_ptr<float>(), k, f, 1, k, dtype};
-  parallel(blocks, 2, packing, pack_panels);
-  args.panels = packing.out;
-  parallel(args.chunks() * blocks, 1, args, linear);
+  const Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
+                    y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
+  if (m <= kLinearFewRows) parallel(args.blocks(), 2, args, linear_few_rows);
+  else parallel(args.spans() * args.blocks(), 1, args, linear);
   return {y, u};
 }
 

@@ -6,18 +6,19 @@
 
 namespace dit {
 
-constexpr int64_t kLinearChunk = 192;    // rows of x that share one pass over the weight
-constexpr int64_t kLinearFewRows = 32;   // so few rows read the weight as it lies, once: packing it would cost more
+constexpr int64_t kLinearBlock = 32;    // columns of a work item
+constexpr int64_t kLinearSpan = 1008;   // rows of a work item: so many pay for packing its columns of the weight
+constexpr int64_t kLinearFewRows = 32;  // so few do not, and read the weight as it lies
 
 struct Linear {
   const void *x, *weight, *bias;  // bias may be null
-  const float* panels;            // the weight as panels of (K, F), see panels.h; null for linear_few_rows
   void *y, *u;                    // u, the values before the GELU, may be null
   int64_t rows, inputs, outputs;
   bool gelu;
   Dtype dtype;
 
-  int64_t chunks() const { return (rows + kLinearChunk - 1) / kLinearChunk; }
+  int64_t spans() const { return (rows + kLinearSpan - 1) / kLinearSpan; }
+  int64_t blocks() const { return (outputs + kLinearBlock - 1) / kLinearBlock; }
 };
 
 struct GeluBackward {
@@ -28,8 +29,8 @@ struct GeluBackward {
   Dtype dtype;
 };
 
-DIT_CPU_KERNEL(linear, Linear)               // items: chunks() times the 32-column blocks of F
-DIT_CPU_KERNEL(linear_few_rows, Linear)      // items: the pairs of outputs
+DIT_CPU_KERNEL(linear, Linear)               // items: spans() * blocks(), spans of rows outside
+DIT_CPU_KERNEL(linear_few_rows, Linear)      // items: blocks(); at most kLinearFewRows rows
 DIT_CPU_KERNEL(gelu_backward, GeluBackward)  // items: the chunks of kCpuChunk rows
 
 }  // namespace dit

@@ -3,25 +3,28 @@
 //   du = dy (s + u s (1 - s) 2z'),   dbias = sum of du over rows
 // All arithmetic is float32; bias and GELU act on the sums before they are rounded.
 //
-// Many rows: the weight comes as panels of 2 W columns. A work item is a block of 32 columns of a chunk of rows; of a
-// run of items at most kGroup panels are done together, kDepth of K at a time, so that a part of the chunk of x (192 x
-// 384 floats) stays in the second-level cache and a panel's part (384 x 2W) in the first. Their sums are kept beside.
-// Every element is summed in the same order, whoever computes it: K in parts of equal length, at most kDepth each.
-// Few rows: a work item is two rows of the weight, which are read once, in the order they lie in memory.
+// Many rows: a work item is a block of 32 columns of a span of rows. Of a run of items at most kGroup panels of 2W
+// columns are made of the weight at a time, in a thread's own room (they would cost more as one large array, in pages
+// and in cache). A chunk of x then passes over them, kDepth of K at a time: that part of it, of the panels and of their
+// sums stay in the second-level cache, a panel's part in the first. Every element is summed in the same order, whoever
+// computes it: K in parts of equal length, at most kDepth each.
+// Few rows: a work item is a block of 32 rows of the weight, which are read once, in the order they lie in memory.
 #include "ops/linear_gelu/linear_gelu.h"
 
 #include <algorithm>
 #include <memory>
 
 #include "common/cpu/exp.h"
+#include "common/cpu/panels.h"
 #include "common/cpu/products.h"
 #include "common/token_sums.h"
 
 namespace dit::DIT_ISA {
 namespace {
 
-constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kBlock = 32, kGroup = 128 / kCols;
-static_assert(kLinearChunk % kRows == 0 && kBlock % kCols == 0, "tiles fill a chunk, panels fill a block");
+constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 144, kGroup = 128 / kCols;
+static_assert(kChunk % kRows == 0 && kLinearSpan % kChunk == 0, "tiles fill a chunk, chunks a span");
+static_assert(kLinearBlock % kCols == 0 && kLinearBlock == kPanelPadding, "panels fill a block");
 
 // s and s (1 - s). With exp(-|2z|) nothing overflows, and no digit is lost far below zero, where 1 + tanh(z) cancels.
 struct Gate {
@@ -72,15 +75,16 @@ __attribute__((noinline)) void multiply(float* sums, const float* x, int64_t str
     }
 }
 
-// What a thread keeps beside its operands.
+// What a thread keeps beside its operands: panels of the weight, their sums, and x where it is not float32.
 struct Room {
-  std::unique_ptr<float[]> sums{new float[kGroup * kLinearChunk * kCols]}, floats;
+  explicit Room(int64_t inputs) : panels(new float[kGroup * kCols * inputs]) {}
+  std::unique_ptr<float[]> panels, sums{new float[kGroup * kChunk * kCols]}, x;
 };
 
-// Panels first..last of the rows of one chunk.
+// The rows from `start` on of one chunk times the panels in the room, those of the columns from `first` on.
 template <class T>
-void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t chunk, int64_t first, int64_t last) {
-  const int64_t start = chunk * kLinearChunk, rows = std::min(kLinearChunk, a.rows - start), k = a.inputs;
+void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start, int64_t first, int64_t panels) {
+  const int64_t rows = std::min(kChunk, a.rows - start), k = a.inputs;
   const int64_t parts = std::max<int64_t>(1, (k + kDepth - 1) / kDepth);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = part * k / parts, depth = (part + 1) * k / parts - from;
@@ -90,49 +94,54 @@ void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t chunk,
     if constexpr (std::is_same_v<T, float>) {
       x = own;
     } else {
-      if (!room.floats) room.floats.reset(new float[kLinearChunk * kDepth]);
+      if (!room.x) room.x.reset(new float[kChunk * kDepth]);
       for (int64_t r = 0; r < rows; ++r)
         sweep(depth, [&](int64_t i, auto lanes) {
-          store(room.floats.get() + r * depth + i, load(own + r * k + i, lanes), lanes);
+          store(room.x.get() + r * depth + i, load(own + r * k + i, lanes), lanes);
         });
-      x = room.floats.get();
+      x = room.x.get();
       stride = depth;
     }
-    for (int64_t p = first; p < last; ++p)
+    for (int64_t p = 0; p < panels; ++p)
       for (int64_t r = 0; r < rows; r += kRows) {
-        float* sums = room.sums.get() + ((p - first) * kLinearChunk + r) * kCols;
-        const int64_t count = std::min(kRows, rows - r);
-        multiply(sums, x + r * stride, stride, count, a.panels + (p * k + from) * kCols, depth, part > 0);
+        float* sums = room.sums.get() + (p * kChunk + r) * kCols;
+        const int64_t count = std::min(kRows, rows - r), column = first + p * kCols;
+        multiply(sums, x + r * stride, stride, count, room.panels.get() + (p * k + from) * kCols, depth, part > 0);
         if (part + 1 < parts) continue;
         for (int64_t i = 0; i < count; ++i)
-          sweep(std::min(kCols, a.outputs - p * kCols), [&](int64_t j, auto lanes) {
-            finish<T>(a, exp, load(sums + i * kCols + j), start + r + i, p * kCols + j, lanes);
+          sweep(std::min(kCols, a.outputs - column), [&](int64_t j, auto lanes) {
+            finish<T>(a, exp, load(sums + i * kCols + j), start + r + i, column + j, lanes);
           });
       }
   }
 }
 
-// Four rows of x (or fewer: the last one is repeated) times two rows of the weight.
+constexpr int64_t kFewRows = 4, kFewOutputs = W / kFewRows;  // together W sums, which one transpose adds up
+
+// kFewRows rows of x times kFewOutputs rows of the weight; rows and outputs past the last repeat it.
 template <class T>
-void few_rows(const Linear& a, const Exp& exp, int64_t row, int64_t output) {
-  const int64_t k = a.inputs, rows = std::min<int64_t>(4, a.rows - row);
-  const int64_t outputs = std::min<int64_t>(2, a.outputs - output);
-  const T* x[4];
-  const T* w[2];
-  for (int64_t r = 0; r < 4; ++r) x[r] = static_cast<const T*>(a.x) + (row + std::min(r, rows - 1)) * k;
-  for (int64_t f = 0; f < 2; ++f) w[f] = static_cast<const T*>(a.weight) + (output + std::min(f, outputs - 1)) * k;
-  F c[4][2] = {};
+F few(const Linear& a, int64_t row, int64_t output) {
+  const int64_t k = a.inputs;
+  const T *x[kFewRows], *weight[kFewOutputs];
+  for (int64_t r = 0; r < kFewRows; ++r) x[r] = static_cast<const T*>(a.x) + std::min(row + r, a.rows - 1) * k;
+  for (int64_t f = 0; f < kFewOutputs; ++f)
+    weight[f] = static_cast<const T*>(a.weight) + std::min(output + f, a.outputs - 1) * k;
+  F c[W] = {};
   sweep(k, [&](int64_t i, auto lanes) {
-    const F w0 = load(w[0] + i, lanes), w1 = load(w[1] + i, lanes);
+    F w[kFewOutputs];
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t f = 0; f < kFewOutputs; ++f) w[f] = load(weight[f] + i, lanes);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kFewRows; ++r) {
       const F value = load(x[r] + i, lanes);
-      c[r][0] += value * w0;
-      c[r][1] += value * w1;
+#pragma GCC unroll 4
+      for (int64_t f = 0; f < kFewOutputs; ++f) c[r * kFewOutputs + f] += value * w[f];
     }
   });
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t f = 0; f < outputs; ++f) finish<T>(a, exp, splat(sum(c[r][f])), row + r, output + f, int64_t(1));
+  transpose(c);
+  F total = c[0];
+  for (int64_t i = 1; i < W; ++i) total += c[i];
+  return total;
 }
 
 }  // namespace
@@ -141,13 +150,15 @@ void linear(const Linear& a, int64_t begin, int64_t end) {
   dispatch(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Exp exp(1.f);
-    Room room;
-    const int64_t panels = (a.outputs + kCols - 1) / kCols, blocks = (a.outputs + kBlock - 1) / kBlock;
+    Room room(a.inputs);
     for (int64_t item = begin; item < end;) {
-      const int64_t chunk = item / blocks, block = item % blocks, count = std::min(blocks - block, end - item);
-      const int64_t last = std::min(panels, (block + count) * (kBlock / kCols));
-      for (int64_t p = block * (kBlock / kCols); p < last; p += kGroup)
-        chunk_of_linear<T>(a, exp, room, chunk, p, std::min(last, p + kGroup));
+      const int64_t span = item / a.blocks(), block = item % a.blocks();
+      const int64_t count = std::min({a.blocks() - block, end - item, kGroup * kCols / kLinearBlock});
+      const int64_t first = block * kLinearBlock, columns = std::min(count * kLinearBlock, a.outputs - first);
+      const T* weight = static_cast<const T*>(a.weight) + first * a.inputs;
+      pack_panels({weight, room.panels.get(), a.inputs, columns, 1, a.inputs, a.dtype}, 0, count);
+      for (int64_t row = span * kLinearSpan; row < std::min((span + 1) * kLinearSpan, a.rows); row += kChunk)
+        chunk_of_linear<T>(a, exp, room, row, first, (columns + kCols - 1) / kCols);
       item += count;
     }
   });
@@ -157,8 +168,20 @@ void linear_few_rows(const Linear& a, int64_t begin, int64_t end) {
   dispatch(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Exp exp(1.f);
-    for (int64_t pair = begin; pair < end; ++pair)
-      for (int64_t row = 0; row < a.rows; row += 4) few_rows<T>(a, exp, row, 2 * pair);
+    float sums[kLinearFewRows * kLinearBlock];
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kLinearBlock, columns = std::min(kLinearBlock, a.outputs - first);
+      for (int64_t f = 0; f < columns; f += kFewOutputs)
+        for (int64_t row = 0; row < a.rows; row += kFewRows) {
+          const F total = few<T>(a, row, first + f);
+          for (int64_t i = 0; i < W; ++i)
+            sums[(row + i / kFewOutputs) * kLinearBlock + f + i % kFewOutputs] = total[i];
+        }
+      for (int64_t row = 0; row < a.rows; ++row)
+        sweep(columns, [&](int64_t j, auto lanes) {
+          finish<T>(a, exp, load(sums + row * kLinearBlock + j), row, first + j, lanes);
+        });
+    }
   });
 }
 
