@@ -1,5 +1,6 @@
 # make demo: train a small DiT on real digits and draw some.   make test: everything CI runs.
-# make gpu: on a machine with a GPU and its own torch, what only a GPU can tell (benchmarks/gpu.py).
+# make gpu: on a machine with a GPU and its own torch, what only a GPU can tell (benchmarks/gpu.py),
+# then whole models on it (benchmarks/end_to_end.py).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +26,7 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.end_to_end
 
 # The CUDA kernels on the CPU, plain and under two sanitizers; tests/host_exec/build.py says who loads which. Needs the
 # headers of the CUDA toolkit, no GPU.

@@ -84,10 +84,10 @@ def parity(op: str, backend: str, *dtypes: str) -> Command:
     return tool(name, "dit_fast", "parity", "--op", op, "--backend", backend, *chosen)
 
 
-def bench(name: str, op: str, rounds: int) -> Command:
-    options = ["ops", "--op", op, "--batch=256", "--batch=8", "--dtype=bfloat16", f"--rounds={rounds}"]
-    options += ["--allow-load"] if name == "compile" else []  # beside others, not to be believed
-    return tool(f"{name}-{op}", "benchmarks", *options)
+def bench(name: str, rounds: int, *ops: str) -> Command:
+    options = ["ops", *(f"--op={op}" for op in ops), "--batch=256", "--batch=8", "--dtype=bfloat16"]
+    options += [f"--rounds={rounds}", *(["--allow-load"] if name.startswith("compile") else [])]  # not to be believed
+    return tool(name, "benchmarks", *options)
 
 
 def sanitizer(tool: str, op: str) -> Command:
@@ -102,7 +102,7 @@ def check_commands(timed: bool) -> list[Command]:
     ops = sorted(OPS, key=lambda op: op != "attention")
     return [
         *(sanitizer(tool, op) for tool in SANITIZERS for op in ops if op in NATIVE),
-        *(bench("compile", op, 1) for op in ops if timed),
+        *(bench(f"compile-{op}", 1, op) for op in ops if timed),
         *(parity(op, "triton", dtype) for op in [*ops, "model"] for dtype in DTYPES),
         ("tests", [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/gpu"],
          {"TRITON_INTERPRET": "0"}),
@@ -129,14 +129,6 @@ def parity_summary() -> dict[str, Any]:
     return {"compared": len(compared), "failed": failed, "worst_ratio": worst}
 
 
-def timings() -> dict[str, Any]:
-    tables = [json.loads(path.read_text()) for path in sorted(BUILD.glob("bench-*.json"))]
-    return {
-        "copy_gbytes_per_s": max((table["ceilings"]["copy_gbytes_per_s"] for table in tables), default=None),
-        "rows": [row for table in tables for row in table["rows"]],
-    }
-
-
 def summary(result: dict[str, Any]) -> str:
     """A line a failure, and a line for each case timed with a cold L2: milliseconds of every backend."""
     lines = [f"FAIL {step['step']} (exit {step['exit']})" for step in result["steps"] if not step["passed"]]
@@ -144,7 +136,7 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(" ".join(str(row[k]) for k in ("op", "backend", "dtype", "case", "tensor", "ratio", "note")))
     lines.append(f"parity: {result['parity']['compared']} tensors, {len(result['parity']['failed'])} failed")
     cases: dict[str, list[str]] = {}
-    for row in result["timings"]["rows"]:
+    for row in result["timings"].get("rows", []):
         if row["l2"] == "cold":
             key = f"{row['name']} {row['case']} {row['direction']}"
             cases.setdefault(key, []).append(f"{row['backend']} {row['ms']:.4g} ({row['share'] or 0:.0%})")
@@ -170,15 +162,18 @@ def main() -> int:
     if all(step["passed"] for step in steps):
         checks = [c for c in check_commands(not arguments.no_bench) if re.search(arguments.only, c[0])]
         steps += run_steps(checks, 4, os.cpu_count() or 1)
-        timed = [] if arguments.no_bench else [bench("bench", op, arguments.rounds) for op in OPS]
-        steps += run_steps([c for c in timed if re.search(arguments.only, c[0])], 4, 1)
+        if not arguments.no_bench and re.search(arguments.only, "bench"):
+            steps += run_steps([bench("bench", arguments.rounds)], 6, 1)
+            print((BUILD / "bench.log").read_text())
 
     from dit_fast.bench.environment import environment
 
     now = datetime.now(timezone.utc)
+    table = BUILD / "bench.json"
+    timings = json.loads(table.read_text()) if table.exists() else {}
     result = {
         "date": now.isoformat(timespec="seconds"), "environment": environment("cuda"), "steps": steps,
-        "parity": parity_summary(), "timings": timings(),
+        "parity": parity_summary(), "timings": timings,
     }  # fmt: skip
     device = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
     path = arguments.out / f"{device}-{now:%Y%m%d-%H%M}.json"

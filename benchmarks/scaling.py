@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does quality grow with compute, as the paper finds? (arXiv 2212.09748, figure 8: correlation -0.93)
 
-    python -m benchmarks.scaling --quick                 # 12 models on the 8 x 8 digits, at most 20 minutes on 2 cores
+    python -m benchmarks.scaling --quick                 # 9 models on the 8 x 8 digits, at most 20 minutes on 2 cores
     python -m benchmarks.scaling --latents CACHE         # on a latent cache of `dit-fast encode`
 
 Models with the shape of DiT-S (32 of width for each block of depth) at several sizes and patch sizes train for equal
@@ -13,11 +13,12 @@ FID. What is measured is kept after each model, and a killed run goes on from it
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,11 +45,13 @@ class Settings:
     data: str = "digits"
     depths: tuple[int, ...] = (1, 2, 3, 4, 6)
     patches: tuple[int, ...] = (4, 2, 1)
-    steps: int = 2000
+    max_gflops: float | None = None  # larger models are left out
+    steps: int = 5000
     batch_size: int = 128
-    lr: float = 1e-3
-    warmup: int = 50
-    ema: float = 0.99
+    lr: float = 3e-3
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = 100
+    ema: float = 0.995
     samples: int = 1797
     sample_steps: int = 50
     seed: int = 0
@@ -58,25 +61,27 @@ class Settings:
         return TrainConfig(
             data=self.data, workers=0, model="DiT",
             model_args={"hidden_size": width, "depth": depth, "num_heads": width // HEAD_DIM, "patch_size": patch},
-            steps=self.steps, batch_size=self.batch_size, lr=self.lr, betas=(0.9, 0.99), warmup=self.warmup,
-            ema=self.ema, seed=self.seed, precision="bf16" if device == "cuda" else "float32", out=str(out),
-            save_every=500, keep=1, sample_every=0, tensorboard=False, progress=True,
+            steps=self.steps, batch_size=self.batch_size, lr=self.lr, lr_schedule=self.lr_schedule, warmup=self.warmup,
+            betas=(0.9, 0.99), ema=self.ema, seed=self.seed, precision="bf16" if device == "cuda" else "float32",
+            out=str(out), save_every=500, keep=1, sample_every=0, tensorboard=False, progress=True,
         )  # fmt: skip
 
 
-QUICK = Settings(depths=(1, 2, 3, 4), steps=400, samples=1000)
+QUICK = Settings(depths=(1, 2, 3, 4), max_gflops=0.01, steps=1500, samples=1000)
 LATENTS = Settings(
-    depths=(2, 4, 6, 8, 12), patches=(8, 4, 2), steps=20_000, warmup=500, lr=1e-4, ema=0.999, samples=5000
-)
+    depths=(2, 4, 6, 8, 12), patches=(8, 4, 2), steps=20_000, warmup=500, lr=1e-4, lr_schedule="constant", ema=0.999,
+    samples=5000,
+)  # fmt: skip
 
 Distance = Callable[[np.ndarray], float]
 """To the data, of images (N, C, H, W)."""
 
 
 def yardstick(source: Source, seed: int = 0) -> tuple[Distance, float]:
-    """The distance to all of the data, and what it is between two halves of them: no model can be expected below."""
+    """The distance to the data, or 10,000 of them, and what it is between two halves of those: models end above it."""
     generator = torch.Generator().manual_seed(seed)
-    examples = [source.example(i, generator) for i in range(min(len(source), 10_000))]
+    chosen = torch.randperm(len(source), generator=generator)[:10_000].tolist()  # a cache may be sorted by class
+    examples = [source.example(i, generator) for i in chosen]
     images = torch.stack([image for image, _ in examples]).numpy()
     first, second = halves(images, seed)
     features: Callable[[np.ndarray], np.ndarray] = pooled
@@ -95,11 +100,11 @@ def measure(config: TrainConfig, settings: Settings, source: Source, distance: D
     """Train one model, draw with its averaged weights, and compare: a row of the result."""
     result = Trainer(config, source, watchers=[ProgressBar()] if config.progress else [], device=device).run()
     if result.reason != "done":
-        raise KeyboardInterrupt(f"{config.out}: {result.reason} at step {result.steps}")
+        raise SystemExit(f"{config.out}: {result.reason} at step {result.steps}; the same command goes on from there")
     start = time.perf_counter()
     sampler = Sampler(result.ema, steps=settings.sample_steps, clip_denoised=source.kind == "pixels")
-    labels = torch.arange(settings.samples) % source.num_classes if source.num_classes else settings.samples
-    drawn = sampler(labels, seed=settings.seed, batch_size=250, progress=config.progress).cpu().numpy()
+    asked = labels_like(source, settings.samples, settings.seed) if source.num_classes else settings.samples
+    drawn = sampler(asked, seed=settings.seed, batch_size=250, progress=config.progress).cpu().numpy()
     sizes = config.model_args
     return {
         "name": name_of(config), "width": sizes["hidden_size"], "depth": sizes["depth"], "patch": sizes["patch_size"],
@@ -108,6 +113,12 @@ def measure(config: TrainConfig, settings: Settings, source: Source, distance: D
         "frechet": distance(drawn), "images_per_second": result.images_per_second, "train_seconds": result.seconds,
         "sample_seconds": time.perf_counter() - start,
     }  # fmt: skip
+
+
+def labels_like(source: Source, count: int, seed: int) -> list[int]:
+    """Labels as frequent as the data's."""
+    places = torch.randint(0, len(source), (count,), generator=torch.Generator().manual_seed(seed))
+    return [source.label(i) for i in places.tolist()]
 
 
 def name_of(config: TrainConfig) -> str:
@@ -144,9 +155,10 @@ def run(settings: Settings, file: Path, runs: Path, device: str = "cpu", progres
         settings.config(depth, patch, runs / f"{WIDTH_PER_BLOCK * depth}x{depth}-{patch}", device)
         for depth in settings.depths for patch in settings.patches
     ]  # fmt: skip
-    cost = {name_of(c): count_macs(build_model(c, source), *source.shape[1:]) for c in configs}
-    done = {row["name"] for row in result["rows"]}
-    waiting = sorted((c for c in configs if name_of(c) not in done), key=lambda c: cost[name_of(c)])
+    cost = {name_of(c): count_macs(build_model(c, source), *source.shape[1:]) / 1e9 for c in configs}
+    most = settings.max_gflops or math.inf
+    left_out = {row["name"] for row in result["rows"]} | {name for name, gflops in cost.items() if gflops > most}
+    waiting = sorted((c for c in configs if name_of(c) not in left_out), key=lambda c: cost[name_of(c)])
     for i, config in enumerate(waiting):
         row = measure(config, settings, source, distance, device)
         result["rows"].append(row)
@@ -154,10 +166,18 @@ def run(settings: Settings, file: Path, runs: Path, device: str = "cpu", progres
         with whole_or_not(file) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
         if progress:
-            rate = cost[row["name"]] / (row["train_seconds"] + row["sample_seconds"])
-            left = sum(cost[name_of(c)] for c in waiting[i + 1 :]) / rate
-            print(f"{line(row)}   at most {left / 60:.1f} min left", flush=True)  # larger models run nearer to the peak
+            left = minutes_left(result["rows"], [cost[name_of(c)] for c in waiting[i + 1 :]])
+            print(line(row) + ("" if left is None else f"   about {left:.0f} min left"), flush=True)
     return result
+
+
+def minutes_left(rows: list[dict[str, Any]], gflops: list[float]) -> float | None:
+    """What models of these Gflops will take: a model's time is a constant and its Gflops times another."""
+    if len(rows) < 3:
+        return None
+    spent = [row["train_seconds"] + row["sample_seconds"] for row in rows]
+    each, constant = np.polyfit([row["gflops"] for row in rows], spent, 1)
+    return float(sum(constant + each * g for g in gflops)) / 60
 
 
 def line(row: dict[str, Any]) -> str:

@@ -348,7 +348,7 @@ const Entry kProbes[] = {
      one_block<mbarrier_kernel, const int(*)[32], int(*)[32], 64>},
     {"tma_load_inside", sizeof(TmaIn), sizeof(TmaOut), tma_probe<2, 8>},
     {"tma_load_past_the_end", sizeof(TmaIn), sizeof(TmaOut), tma_probe<8, 32>},
-    {"tma_load_before_the_start", sizeof(TmaIn), sizeof(TmaOut), tma_probe<-3, -5>},
+    {"tma_load_before_the_start", sizeof(TmaIn), sizeof(TmaOut), tma_probe<-3, -8>},
     {"tma_load_head", sizeof(TmaHeadsIn), kTmaBoxRows * 128, tma_heads_probe<64, 0, 8>},
     {"tma_load_head_tail", sizeof(TmaHeadsIn), kTmaBoxRows * 16, tma_heads_probe<8, 64, 8>},
     {"tma_load_head_past_the_end", sizeof(TmaHeadsIn), kTmaBoxRows * 16, tma_heads_probe<8, 72, 0>},

@@ -230,6 +230,7 @@ inline void load(const Site& site, void* tile, const dit::TensorMap& m, uint64_t
   Block& block = Block::current();
   const int bytes = m.box[0] * m.box[1] * m.box[2] * m.box[3] * 2;
   if (m.rank != rank) fail(to_string(site) + ": as many coordinates as the array's rank are needed");
+  if (at[0] % 8 != 0) fail(to_string(site) + ": a first column that is not a multiple of 8 is an illegal instruction");
   if (!aligned(tile, m.box[0] == dit::kSwizzleRowElements ? dit::kSwizzleAtomBytes : dit::kPlainAtomBytes))
     fail(to_string(site) + ": a tile that is not aligned as its layout wants");
   if (!block.in_dynamic(tile, size_t(bytes))) fail(to_string(site) + ": tile outside dynamic shared memory");

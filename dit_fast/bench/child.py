@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .memory_use import reset_peak_resident, resident
+from .recipe import weights
 from .timing import HostClock, Step
 
 Factory = Callable[..., Step]
@@ -28,6 +29,7 @@ def serve(connection: Connection, factory: Factory, arguments: dict[str, Any], t
     try:
         before = _memory(device)
         step = factory(**arguments)
+        weights.cache_clear()  # those drawn for others: here is one model only
         connection.send(("made", None))
         while True:
             asked = connection.recv()

@@ -79,7 +79,7 @@ def rows(session: Session) -> Iterator[Row]:
                 if session.out_of_time():
                     return
                 options = replace(
-                    told, image_size=variant.image_size, peers=told.peers or PEERS,
+                    told, image_size=variant.image_size, peers=told.peers or PEERS, backends=told.backends or ("auto",),
                     rounds=told.rounds or ROUNDS[session.device],
                 )  # fmt: skip
                 recipe = Recipe(
@@ -112,13 +112,13 @@ def bends(line: Sequence[Row], axis: str) -> list[Bend]:
         return found
     by = max({row.backend for row in ours}, key=lambda name: sum(row.backend == name for row in ours))
     points = sorted((row.dims[axis], row.ms or 0.0) for row in ours if row.backend == by)
-    measured = steepening(points)
+    measured, steep = steepening(points), slopes(points)
+    how = f"Measured ({by}{', under load' if any(row.loaded for row in ours) else ''}): "
     if measured is not None:
-        words = f"Measured ({by}): from {axis} = {measured:.0f} on, the slope in log-log is above {QUADRATIC}."
+        words = f"{how}from {axis} = {measured:.0f} on, the slope in log-log is above {QUADRATIC}."
         found.append(Bend(measured, f"slope > {QUADRATIC}", words))
-    elif len(points) > 1:
-        slope = max(slopes(points))
-        words = f"Measured ({by}): the slope in log-log stays below {QUADRATIC}, {slope:.2f} at its steepest."
+    elif steep:
+        words = f"{how}the slope in log-log is {max(steep):.2f} at its steepest and {steep[-1]:.2f} at the end."
         found.append(Bend(None, "", words))
     return found
 

@@ -53,7 +53,8 @@ def rows(session: Session) -> Iterator[Row]:
                 for direction in options.directions or ("forward",):
                     if session.out_of_time():
                         return
-                    yield from bench(session, recipe, direction == "forward+backward")
+                    with session.spared(f"model: {name}, {recipe.case()}, {direction}"):
+                        yield from bench(session, recipe, direction == "forward+backward")
 
 
 def own_step(recipe: Recipe, backend: str, train: bool) -> Step:

@@ -30,11 +30,11 @@ def rows(session: Session) -> Iterator[Row]:
     options = session.options
     for name in options.ops or specs():
         spec = specs()[name]
-        for batch in options.batches or (BATCH,):
+        for session.batch in options.batches or (BATCH,):
             for dtype in session.dtypes():
                 backends = options.backends or kernels(spec, session.device)
                 others = libraries(session, spec, dtype)
-                for case in spec.bench(batch):
+                for case in spec.bench(session.batch):
                     if session.out_of_time():
                         return
                     yield from bench(session, spec, case, dtype, backends, others)
@@ -172,13 +172,12 @@ def bench(
     """Rows of one case: each backend that passes parity, then the peers; eager, always there, is the measure."""
     device, name = session.device, str(dtype).removeprefix("torch.")
     errors = check(session, spec, backends, dtype)
-    others = list(dict.fromkeys(["eager", *peers]))
-    errors |= peer_errors(spec, others, dtype, device)
     backends = [backend for backend in backends if backend in errors]
-    names = [*backends, *others]
+    names = list(dict.fromkeys([*backends, "eager", *peers]))
     torch.compiler.reset()  # another case's graphs count towards the limit of compilations
     inputs = spec.make(case, dtype, device)
     made = {n: made_steps for n in names if (made_steps := ready(session, spec, inputs, n, n in backends, name))}
+    errors |= peer_errors(spec, [n for n in made if n not in backends], dtype, device)
     cost = spec.cost(case.dims, dtype.itemsize)
     for direction in ("forward", "backward") if spec.gradients else ("forward",):
         moved, flops = (

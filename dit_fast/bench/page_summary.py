@@ -70,15 +70,15 @@ def summary(rows: Sequence[Row]) -> str:
     if not found:
         return ""
     count = {verdict: sum(c.verdict == verdict for c in found) for verdict in VERDICTS}
-    ratios = sorted(c.ratio for c in found)
-    under_load = f"; {count['loaded']} were timed under load" if count["loaded"] else ""
+    under_load = f"; {count['loaded']} were timed under load and say nothing" if count["loaded"] else ""
     sentence = (
         f"{len(found)} cases were timed beside alternatives. Against the fastest of those, this package is faster in"
-        f" {count['faster']}, level (within the noise) in {count['level']} and slower in {count['slower']}"
-        f"{under_load}. The ratio is"
-        f" {number(ratios[0])} at worst, {number(ratios[len(ratios) // 2])} in the middle and"
-        f" {number(ratios[-1])} at best."
+        f" {count['faster']}, level (within the noise) in {count['level']} and slower in {count['slower']}{under_load}."
     )
+    ratios = sorted(c.ratio for c in found if c.verdict != "loaded")
+    if ratios:
+        worst, middle, best = (number(ratios[i]) for i in (0, len(ratios) // 2, -1))
+        sentence += f" The ratio is {worst} at worst, {middle} in the middle and {best} at best."
     return (
         f'<section id="summary"><h2>Summary</h2><p>{sentence}</p>{lanes(found)}'
         f"<details><summary>All {len(found)} comparisons</summary>{table(found)}</details></section>"
@@ -88,7 +88,10 @@ def summary(rows: Sequence[Row]) -> str:
 def lanes(found: Sequence[Comparison]) -> str:
     """A line of dots for each op or model: how many times as fast as the fastest alternative, on one scale."""
     reach = max(1.5, *(max(c.ratio, 1 / c.ratio) for c in found)) * 1.08
-    place = lambda ratio: 50 + 50 * math.log(ratio) / math.log(reach)  # noqa: E731
+
+    def place(ratio: float) -> float:
+        return 50 + 50 * math.log(ratio) / math.log(reach)
+
     ticks = [t for t in round_ticks(1 / reach, reach) if t != 1] + [1.0]
     scale = "".join(f'<span style="left:{place(t):.2f}%">{number(t)}x</span>' for t in ticks)
     lines = [f'<div class="lane scale"><b></b><div>{scale}</div></div>']

@@ -147,9 +147,8 @@ class PlainDiT(nn.Module):
 
 def plain_copy(model: DiT) -> PlainDiT:
     """The plain model with `model`'s weights, dtype, device and mode. Its weights are a copy."""
-    weight = model.final_layer.linear.weight
-    with torch.device(weight.device):
-        config: dict[str, Any] = model.config
-        plain = PlainDiT(**config).to(weight.dtype)
-    plain.load_state_dict(model.state_dict())
+    config: dict[str, Any] = model.config
+    with torch.device("meta"):
+        plain = PlainDiT(**config)
+    plain.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     return plain.train(model.training)

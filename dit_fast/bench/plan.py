@@ -8,20 +8,18 @@ move bytes (`plan_links`). It invents no speed: without a measured step or a fig
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from dit_fast.models import count_macs
+from dit_fast.models import DiT, count_macs
+from dit_fast.train import TrainConfig
+from dit_fast.train.memory import estimate_memory
 
 from .plan_gpus import GPUS, Gpu
 from .plan_links import BUCKET, Link, ddp_seconds, fsdp_seconds, link_between
 from .plan_measured import Measured
-from .plan_memory import activations
 from .recipe import Recipe
 
 OPTIMIZER_BYTES = 36
 """A parameter's traffic in one AdamW+EMA pass: weight, gradient, both moments and the average read, all but the
 gradient written, in float32."""
-
-STATE_BYTES = {"float32": 20, "bf16": 20, "pure_bf16": 20}
-"""A parameter's weight, gradient, moments and average: 4 + 4 + 8 + 4; in pure bf16 2 + 2 + 8 + 4 and a master of 4."""
 
 GRADIENT_BYTES = {"float32": 4, "bf16": 4, "pure_bf16": 2}
 GATHERED_BYTES = {"float32": 4, "bf16": 2, "pure_bf16": 2}
@@ -135,23 +133,18 @@ def single_gpu_ms(
     return ms, words
 
 
-def memory_of(request: Request, parameters: int, largest_unit: int, images: int) -> tuple[dict[str, float], list[str]]:
+def memory_of(request: Request, model: DiT) -> tuple[dict[str, float], list[str]]:
     """Bytes by what they hold, and what that rests on."""
-    kept = activations(request.model, request.image_size, request.precision, request.checkpointing)
-    state: float = parameters * STATE_BYTES[request.precision]
-    notes = [
-        "weights, gradients, AdamW's moments and the average take 20 bytes a parameter",
-        "activations are what the forward saves for the backward, counted on fake tensors; workspaces, NCCL's buffers"
-        " and fragmentation are not counted",
-    ]
-    if request.parallel == "fsdp" and request.gpus > 1:
-        gathered = 2 * largest_unit * GATHERED_BYTES[request.precision] + largest_unit * 4
-        notes.append("FSDP2 holds two units of weights gathered, and one unit's gradients whole")
-        parts = {"state": state / request.gpus, "gathered": float(gathered)}
-    else:
-        parts = {"state": state, "cast weights": float(kept.fixed)}
-        notes.append("DDP reduces gradients where they are (gradient_as_bucket_view), without a copy")
-    return {**parts, "activations": float(kept.per_image * images)}, notes
+    config = TrainConfig(
+        batch_size=request.batch_size, precision=request.precision, parallel=request.parallel,
+        checkpointing=request.checkpointing,
+    )  # fmt: skip
+    parts = {name: float(size) for name, size in vars(estimate_memory(model, config, request.gpus)).items() if size}
+    note = (
+        "memory is reckoned as by `dit-fast train --dry-run`: activations are what the forward keeps for the backward,"
+        " workspaces, NCCL's buffers and fragmentation are not counted"
+    )
+    return parts, [note]
 
 
 @dataclass(frozen=True)
@@ -234,11 +227,11 @@ def plan(request: Request, measured: Measured | None = None, link: Link | None =
     if request.parallel == "fsdp" and request.gpus > 1:
         computing -= compute.optimizer * (1 - 1 / request.gpus)
         assumptions.append("each GPU updates its share of the weights only")
-    largest = max(sum(p.numel() for p in block.parameters()) for block in model.blocks)
-    memory, notes = memory_of(request, parameters, largest, images)
+    memory, notes = memory_of(request, model)
     assumptions += notes
     if measured is not None and images in measured.peaks:
-        assumptions.append(f"one GPU's peak at {images} images was measured: {measured.peaks[images] / 1e9:.1f} GB")
+        peak = measured.peaks[images] / 1e9
+        assumptions.append(f"a step's peak beyond weights, moments and averages was measured: {peak:.1f} GB")
     step, needed = computing + communication.exposed, sum(memory.values())
     return Plan(
         request=asdict(request), parameters=parameters, images_per_gpu=images, compute_ms=1e3 * computing,

@@ -6,8 +6,10 @@ once, nothing exchanged; of both under DDP; an all-reduce of few bytes and one o
 From the second and the link the planner says what the third should take.
 """
 
+import os
 import sys
 import tempfile
+import traceback
 from datetime import datetime, timezone
 from statistics import median
 from typing import Any
@@ -48,26 +50,39 @@ def training_step(recipe: Recipe, wrap: bool) -> Step:
     return step
 
 
+def _rounds(rank: int, recipe: Recipe, rounds: int) -> dict[str, list[float]]:
+    """Seconds of everything that is timed, in this process."""
+    alone, together = training_step(recipe, wrap=False), training_step(recipe, wrap=True)
+    few, many = torch.zeros(FEW // 4), torch.zeros(MANY // 4)
+    turns: dict[str, Step] = {
+        "alone": alone if rank == 0 else lambda: None,
+        "beside": alone, "ddp": together, "few": lambda: dist.all_reduce(few), "many": lambda: dist.all_reduce(many),
+    }  # fmt: skip
+    clock = HostClock("cpu")
+    found: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds + 1):  # the first is a warm-up
+        for name, function in turns.items():
+            dist.barrier()
+            found[name].append(clock(function))
+    return {name: values[1:] for name, values in found.items()}
+
+
 def _worker(rank: int, folder: str, recipe: Recipe, rounds: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    """Leaves by os._exit: gloo's destructor waits for a thread that may wait for Python's lock (torch 2.13)."""
+    code = 1
     try:
-        alone, together = training_step(recipe, wrap=False), training_step(recipe, wrap=True)
-        few, many = torch.zeros(FEW // 4), torch.zeros(MANY // 4)
-        turns: dict[str, Step] = {
-            "alone": alone if rank == 0 else lambda: None,
-            "beside": alone, "ddp": together,
-            "few": lambda: dist.all_reduce(few), "many": lambda: dist.all_reduce(many),
-        }  # fmt: skip
-        clock = HostClock("cpu")
-        found: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(rounds + 1):  # the first is a warm-up
-            for name, function in turns.items():
-                dist.barrier()
-                found[name].append(clock(function))
-        results.put({name: values[1:] for name, values in found.items()})
+        torch.set_num_threads(1)
+        store = dist.FileStore(f"{folder}/store", WORLD)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+        results.put(_rounds(rank, recipe, rounds))
+        store.set(f"done {rank}", "")
+        store.wait([f"done {other}" for other in range(WORLD)])  # nobody leaves while the other still listens
+        code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
-        dist.destroy_process_group()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _run(recipe: Recipe, rounds: int) -> dict[str, list[float]]:

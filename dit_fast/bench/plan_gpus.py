@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from dit_fast.train.metrics import DENSE_BF16_TFLOPS
+
 TERA, GIGA = 1e12, 1e9
 
 
@@ -28,15 +30,16 @@ class Gpu:
     source: str
 
 
-def _gpu(name: str, memory: float, bf16: float, tf32: float, nvlink: float, gbits: float, source: str) -> Gpu:
-    peak = {"bfloat16": bf16 * TERA, "float32": tf32 * TERA}
-    return Gpu(name, memory * GIGA, peak, nvlink * GIGA, gbits / 8 * GIGA, 8, source)
+def _gpu(name: str, memory: float, nvlink: float, gbits: float, source: str) -> Gpu:
+    peak = DENSE_BF16_TFLOPS[name] * TERA
+    peaks = {"bfloat16": peak, "float32": peak / 2}
+    return Gpu(name, memory * GIGA, peaks, nvlink * GIGA, gbits / 8 * GIGA, 8, source)
 
 
 GPUS = {
-    "a100": _gpu("A100", 80, 312, 156, 300, 200, "A100 80GB SXM and DGX A100 datasheets: NVLink 3, HDR InfiniBand"),
-    "h100": _gpu("H100", 80, 989, 495, 450, 400, "H100 SXM and DGX H100 datasheets: NVLink 4, NDR InfiniBand"),
-    "h200": _gpu("H200", 141, 989, 495, 450, 400, "H200 SXM and DGX H200 datasheets: NVLink 4, NDR InfiniBand"),
-    "b200": _gpu("B200", 180, 2250, 1125, 900, 400, "DGX B200 datasheet: NVLink 5, NDR InfiniBand"),
+    "a100": _gpu("A100", 80, 300, 200, "A100 80GB SXM and DGX A100 datasheets: NVLink 3, HDR InfiniBand"),
+    "h100": _gpu("H100", 80, 450, 400, "H100 SXM and DGX H100 datasheets: NVLink 4, NDR InfiniBand"),
+    "h200": _gpu("H200", 141, 450, 400, "H200 SXM and DGX H200 datasheets: NVLink 4, NDR InfiniBand"),
+    "b200": _gpu("B200", 180, 900, 400, "DGX B200 datasheet: NVLink 5, NDR InfiniBand"),
 }
-"""By the name `--gpu` takes. float32 stands for TF32 products; no figure counts sparsity."""
+"""By the name `--gpu` takes. float32 stands for TF32 products, at half of bfloat16's rate; sparsity is not counted."""

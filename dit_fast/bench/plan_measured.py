@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .recipe import Recipe
 from .schema import Row, read
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "pure_bf16": "pure_bf16"}
@@ -20,7 +21,7 @@ class Measured:
 
     Attributes:
         batches: milliseconds by images a step, in rising order of images.
-        peaks: bytes by images, as far as measured.
+        peaks: bytes that a step takes beyond what is there before it, by images, as far as measured.
         copy: GB/s of a copy on that GPU, read and written bytes together.
         source: the file, its date, its device and what ran.
     """
@@ -53,7 +54,9 @@ def default_files() -> list[Path]:
     return sorted(COMMITTED.glob("*.json"))
 
 
-def find(files: Iterable[Path], gpu: str, model: str, precision: str, explicit: bool = False) -> Measured | None:
+def find(
+    files: Iterable[Path], gpu: str, model: str, precision: str, image_size: int = 32, explicit: bool = False
+) -> Measured | None:
     """Our fastest steps of `model` on a device whose name contains `gpu`; the newest file that has some.
 
     Args:
@@ -63,6 +66,7 @@ def find(files: Iterable[Path], gpu: str, model: str, precision: str, explicit: 
         ValueError: as said.
     """
     best: tuple[str, Measured] | None = None
+    tokens = Recipe(model, 1, image_size=image_size).dims()["tokens"]
     for path in files:
         try:
             result = read(path)
@@ -73,17 +77,18 @@ def find(files: Iterable[Path], gpu: str, model: str, precision: str, explicit: 
             continue
         if gpu.lower() not in result.environment.get("device", "").lower():
             continue
-        rows = [row for row in result.rows if _is_step(row, model, precision)]
+        rows = [row for row in result.rows if _is_step(row, model, precision, tokens)]
         if rows and (best is None or result.date > best[0]):
             source = f"{path.name}, {result.date[:10]}, {result.environment['device']}"
             best = result.date, _measured(rows, result.ceilings["copy_gbytes_per_s"], source)
     return best[1] if best else None
 
 
-def _is_step(row: Row, model: str, precision: str) -> bool:
+def _is_step(row: Row, model: str, precision: str, tokens: int) -> bool:
     return (
         row.kind == "train" and row.direction == "step" and row.ours and row.name == model and not row.loaded
         and row.dtype == DTYPES[precision] and row.ms is not None and "batch" in row.dims
+        and row.dims.get("tokens") == tokens
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,6 +39,15 @@ def parse_model(name: str) -> tuple[str, dict[str, Any]]:
     return base, arguments
 
 
+@lru_cache(maxsize=1)
+def weights(name: str, image_size: int, seed: int, device: str) -> DiT:
+    """Drawn once for all that are compared: a large model takes seconds to draw and to bring to a GPU."""
+    base, arguments = parse_model(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return enliven(DiT_models[base](input_size=image_size, **arguments)).eval().to(device)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A model with live random weights and a batch for it, the same in every process."""
@@ -50,12 +60,9 @@ class Recipe:
     seed: int = 0
 
     def model(self, dtype: torch.dtype | None = None) -> DiT:
-        """In evaluation mode, on the device; its weights are drawn in float32 and then rounded."""
-        base, arguments = parse_model(self.name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = enliven(DiT_models[base](input_size=self.image_size, **arguments))
-        return model.eval().to(self.device, dtype or getattr(torch, self.dtype))
+        """In evaluation mode, on the device; its weights are drawn in float32 and then rounded. The caller's own."""
+        drawn = weights(self.name, self.image_size, self.seed, self.device)
+        return copy.deepcopy(drawn).to(dtype or getattr(torch, self.dtype))
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, C, H, W) in the dtype, t and y (N,)."""

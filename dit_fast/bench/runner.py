@@ -6,7 +6,7 @@ import argparse
 import importlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dit_fast.ops import NAMES
 
 from . import ceilings
 from .environment import environment
-from .load import LoadMonitor, refuse_if_busy
+from .load import refuse_if_busy
 from .recipe import parse_model
 from .schema import Result, Row
 from .session import Options, Session
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         from .base import run_base
 
         return run_base(arguments, options)
-    result, refused = measure(options, arguments.allow_load, arguments.json)
+    result, refused = measure([options], arguments.allow_load, arguments.json)
     if arguments.html:
         importlib.import_module("dit_fast.bench.page").write(result, arguments.html)
     for what in refused:
@@ -109,24 +109,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if refused or not result.rows else 0
 
 
-def measure(options: Options, allow_load: bool = False, json: Path | None = None) -> tuple[Result, list[str]]:
-    """A run, printed as it goes; the answer is its result, and what was refused.
+def measure(
+    plan: Sequence[Options], allow_load: bool = False, json: Path | None = None
+) -> tuple[Result, list[str]]:
+    """A run of one set of options after another, on one device, printed as it goes; the answer is its result, and what
+    was refused.
 
     Raises:
         ValueError: the machine is busy, and that was not allowed.
     """
-    monitor = LoadMonitor()
-    load = refuse_if_busy(options.device, monitor, allow_load)
-    about = environment(options.device)
-    names = options.dtypes or ("float32", "bfloat16")
-    session = Session(options, ceilings.measure(options.device, [getattr(torch, n) for n in names]), monitor)
+    session = Session(plan[0], ceilings.Ceilings(0.0))
+    load = refuse_if_busy(session.device, session.monitor, allow_load)
+    about = environment(session.device)
+    names = dict.fromkeys(dtype for options in plan for dtype in options.dtypes or ("float32", "bfloat16"))
+    session.ceilings = ceilings.measure(session.device, [getattr(torch, name) for name in names])
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     result = Result(now, command_line(), about, session.ceilings.as_dict(), load, session.absent)
     print(", ".join(f"{k} {v}" for k, v in about.items()))
     rates = ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in session.ceilings.matmul.items())
     print(f"ceilings: copy {session.ceilings.copy:.1f} GB/s, bytes read and written; matrix products {rates}")
     print(HEAD)
-    for row in all_rows(session):
+    for row in all_rows(session, plan):
         result.rows.append(row)
         print(text(row), flush=True)
         if json:
@@ -138,9 +141,11 @@ def measure(options: Options, allow_load: bool = False, json: Path | None = None
     return result, session.refused
 
 
-def all_rows(session: Session) -> Iterator[Row]:
-    for kind in session.options.kinds:
-        yield from importlib.import_module(KINDS[kind]).rows(session)
+def all_rows(session: Session, plan: Sequence[Options]) -> Iterator[Row]:
+    for options in plan:
+        session.options = options
+        for kind in options.kinds:
+            yield from importlib.import_module(KINDS[kind]).rows(session)
 
 
 def command_line() -> str:
@@ -159,7 +164,7 @@ def text(row: Row) -> str:
 
     mebibytes = None if row.peak_bytes is None else row.peak_bytes / 2**20
     return (
-        f"{row.name:22s}{row.case:26s}{row.dtype:10s}{row.direction:18s}{row.l2:6s}{row.backend:22s}"
+        f"{row.name:21s} {row.case:25s} {row.dtype:10s}{row.direction:18s}{row.l2:6s}{row.backend:21s} "
         + cell(row.ms, ".3f", 10) + cell(row.spread, ".0%", 8) + cell(row.gbytes_per_s, ".1f", 8)
         + cell(row.tflops, ".3g", 9) + cell(row.share, ".0%", 10) + cell(mebibytes, ".1f", 9)
         + cell(row.launches, "d", 9) + cell(row.error, ".1e", 9) + cell(row.ratio_to_eager, ".2f", 9)

@@ -47,14 +47,14 @@ class Way:
     compiled: bool = False
 
 
-def own_ways(device: str, backends: Sequence[str]) -> dict[str, Way]:
-    """Each backend with all accelerations; the first also with each of them off, and all."""
-    ways = {backend: Way(backend) for backend in backends}
-    first = backends[0]
+def own_ways(device: str, chosen: Sequence[str]) -> dict[str, Way]:
+    """Those chosen, a name of these or a backend; else all accelerations, each of them off, and all of them off."""
+    ways = {"auto": Way("auto")}
     for name in ACCELERATIONS:
         if name != "cuda_graph" or device == "cuda":
-            ways[f"{first}, no {name.replace('_', ' ')}"] = Way(first, {name: False})
-    return {**ways, f"{first}, none of these": Way(first, OFF)}
+            ways[f"auto, no {name.replace('_', ' ')}"] = Way("auto", {name: False})
+    ways["auto, none of these"] = Way("auto", OFF)
+    return {name: ways.get(name, Way(name)) for name in chosen} if chosen else ways
 
 
 PEERS = {"eager": Way("reference", OFF), "plain": Way(None, OFF), "compile": Way(None, OFF, compiled=True)}
@@ -68,7 +68,8 @@ def rows(session: Session) -> Iterator[Row]:
                 if session.out_of_time():
                     return
                 recipe = Recipe(name, batch, str(dtype).removeprefix("torch."), options.device, options.image_size)
-                yield from bench(session, recipe, options.steps or STEPS)
+                with session.spared(f"sample: {name}, {recipe.case()}"):
+                    yield from bench(session, recipe, options.steps or STEPS)
 
 
 def labels_of(recipe: Recipe) -> list[int]:
@@ -116,7 +117,7 @@ def prepare(session: Session, recipe: Recipe, steps: int) -> tuple[dict[str, Ste
     """What is timed, and each one's error; what of ours is wrong or cannot run is left out with its reason."""
     options, device = session.options, recipe.device
     ways = {name: way for name, way in PEERS.items() if name == "eager" or options.wants(name)}
-    ways |= own_ways(device, options.backends or ("auto",))
+    ways |= own_ways(device, options.backends)
     exact = exact_images(recipe, steps)
     chains: dict[str, Step] = {}
     errors: dict[str, float] = {}
@@ -145,7 +146,7 @@ def bench(session: Session, recipe: Recipe, steps: int) -> Iterator[Row]:
     chains, errors = prepare(session, recipe, steps)
     memory = {name: peak_of_call(chain, device) for name, chain in chains.items()}
     counts = {name: launches(chain) // steps for name, chain in chains.items()} if device == "cuda" else {}
-    times = session.time(chains, session.options.rounds or ROUNDS, "", 0 if device == "cpu" else 1)
+    times = session.time(chains, session.options.rounds or ROUNDS, "", 0)  # they have run
     flops = 2 * recipe.flops()  # both halves of the guidance
     yield from with_ratios(
         session.row(

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one run is told, and what its kinds share: clock, ceilings, the watch for load, the list of the absent."""
 
+import gc
+import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,12 +52,16 @@ class Options:
 
 @dataclass
 class Session:
+    """`absent`: what did not run, and why. `refused`: what of ours was wrong. `batch`: what the cases of ops were made
+    for; some have only a part of it."""
+
     options: Options
     ceilings: Ceilings
     monitor: LoadMonitor = field(default_factory=LoadMonitor)
     absent: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
+    batch: int | None = None
 
     @property
     def device(self) -> str:
@@ -66,6 +73,17 @@ class Session:
     def out_of_time(self) -> bool:
         minutes = self.options.minutes
         return minutes is not None and time.monotonic() - self.begun > 60 * minutes
+
+    @contextmanager
+    def spared(self, where: str) -> Iterator[None]:
+        """A block that may need more memory than there is: `where` is then listed as absent, and the run goes on."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.absent[where] = f"out of memory: {str(error).splitlines()[0][:200]}"
+        if where in self.absent and self.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def refuse(self, what: str, reason: str) -> None:
         """Something of ours is wrong: it is not timed, and the run fails at its end."""
@@ -102,18 +120,18 @@ class Session:
     def command(self, facts: Mapping[str, Any], rounds: int = 0) -> str:
         """What measures this row again, beside eager."""
         option = "--op" if facts["kind"] == "ops" else "--model"
-        words = ["dit-fast bench", facts["kind"], option, facts["name"], "--dtype", facts["dtype"]]
-        batch = facts["dims"].get("batch", facts["dims"].get("N"))
+        words = ["dit-fast", "bench", facts["kind"], option, facts["name"], "--dtype", facts["dtype"]]
+        batch = facts["dims"].get("batch", self.batch)
         words += ["--batch", str(batch)] if batch else []
         if "+" in facts["direction"]:
             words += ["--direction", facts["direction"]]
-        words += ["--backend", facts["backend"], "--peer none"] if facts["ours"] else ["--peer", facts["backend"]]
+        words += ["--backend", facts["backend"], "--peer", "none"] if facts["ours"] else ["--peer", facts["backend"]]
         if self.options.image_size != 32:
             words += ["--image-size", str(self.options.image_size)]
         if self.options.steps:
             words += ["--steps", str(self.options.steps)]
         words += ["--rounds", str(rounds)] if rounds else []
-        return " ".join([*words, "--device", self.device])
+        return shlex.join([*words, "--device", self.device])
 
 
 def with_ratios(rows: Iterable[Row], measure: str = "eager") -> list[Row]:

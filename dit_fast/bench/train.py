@@ -70,8 +70,9 @@ def rows(session: Session) -> Iterator[Row]:
             for batch in options.batches or (BATCH,):
                 if session.out_of_time():
                     return
-                size = options.image_size
-                yield from bench(session, Recipe(name, batch, "float32", options.device, size), dtype)
+                recipe = Recipe(name, batch, "float32", options.device, options.image_size)
+                with session.spared(f"train: {name}, {recipe.case()}"):
+                    yield from bench(session, recipe, dtype)
 
 
 class LerpEMA:
@@ -197,9 +198,10 @@ def bench(session: Session, recipe: Recipe, dtype: torch.dtype) -> Iterator[Row]
     steps: dict[str, Callable[[], Tensor]] = {}
     errors: dict[str, float] = {}
     for key, way in chosen.items():
-        step = step_of(way, recipe, dtype)
-        errors[key] = distance(step()[:CHECKED], exact)["rms"]  # the first step: the weights are still the same
-        steps[key] = step
+        with session.spared(f"train: {key}, {name}, {recipe.case()}"):
+            step = step_of(way, recipe, dtype)
+            errors[key] = distance(step()[:CHECKED], exact)["rms"]  # the first step: the weights are still the same
+            steps[key] = step
     memory = {key: peak_of_call(step, device) for key, step in steps.items()}
     counts = {key: launches(step) for key, step in steps.items()} if device == "cuda" else {}
     times = session.time(steps, session.options.rounds or ROUNDS, "", 1)
@@ -209,7 +211,7 @@ def bench(session: Session, recipe: Recipe, dtype: torch.dtype) -> Iterator[Row]
             times[key], 0, 3 * recipe.flops(), recipe.batch, kind="train", name=recipe.name, case=recipe.case(),
             dims=recipe.dims(), dtype=name, direction="step", backend=key, ours=key in OWN or key not in PEERS,
             peak_bytes=memory[key][0], memory_method=memory[key][1], launches=counts.get(key), error=errors[key],
-            error_eager=errors["eager"],
+            error_eager=errors.get("eager"),
             note="; ".join(filter(None, (chosen[key].note, pinned if chosen[key].backend is None else ""))),
         )
         for key in steps

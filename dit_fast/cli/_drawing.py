@@ -44,6 +44,7 @@ class Drawing:
             model,
             method="ddpm" if config.objective == "ddpm" else "euler",
             steps=config.sample_steps,
+            noise_schedule=config.noise_schedule,
             cfg_scale=1.0 if labels is None else config.sample_scale,
             clip_denoised=self.kind == "pixels" and config.objective == "ddpm",
             cuda_graph=False,  # a new model each time: recording would not pay

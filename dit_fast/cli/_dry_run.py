@@ -29,6 +29,7 @@ def dry_run(config: TrainConfig, ranks: int | None = None) -> str:
         ValueError, FileNotFoundError: what the run itself would raise of its data, its sizes or its checkpoint.
     """
     here = connect()
+    here.barrier()  # none leaves before all have met
     here.leave()
     if not here.first:
         return ""

@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     request = Request(**told)
     request.check()
     files = arguments.results or default_files()
-    measured = find(files, request.gpu, request.model, request.precision, explicit=arguments.results is not None)
+    named = arguments.results is not None
+    measured = find(files, request.gpu, request.model, request.precision, request.image_size, explicit=named)
     found = plan(request, measured)
     print(text(found))
     if arguments.json:

@@ -7,6 +7,7 @@ a key of the file with dashes. `torchrun ... -m dit_fast train ...` takes the sa
 
 import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if trainer.ranks.first:
         print(
-            f"{result.reason} after {result.steps} of {config.steps} steps, {result.images_per_second:.4g} images/s;"
-            f" checkpoints, samples and summary.md in {config.out}/"
+            f"{result.reason} after {result.steps} of {config.steps} steps, {timedelta(seconds=round(result.seconds))}"
+            f" this time; checkpoints, samples and summary.md in {config.out}/"
         )
     return 0

@@ -39,8 +39,10 @@ class DiffusionChain:
 
     evaluations = 1
 
-    def __init__(self, steps: int | str, learn_sigma: bool, clip_denoised: bool, ddim: bool, eta: float) -> None:
-        self.diffusion = create_diffusion(str(steps), learn_sigma=learn_sigma)
+    def __init__(
+        self, steps: int | str, noise_schedule: str, learn_sigma: bool, clip_denoised: bool, ddim: bool, eta: float
+    ) -> None:
+        self.diffusion = create_diffusion(str(steps), noise_schedule, learn_sigma)
         self.steps = self.diffusion.num_timesteps
         self.times = torch.tensor(self.diffusion.timestep_map[::-1])
         self.levels = [float(t) for t in self.diffusion.timestep_map[::-1]]

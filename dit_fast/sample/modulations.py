@@ -34,12 +34,12 @@ class ModulationTable:
         self.filled: tuple[int, int] | None = None
 
     def reserve(self, least: int, labels: int) -> None:
-        """Make room for all times of so many labels, if the budget allows, and for one step of `least` labels in any
-        case. `rows` may be another buffer afterwards."""
+        """Make room for all times of so many labels, if the budget allows, and for one step of `least` labels, the most
+        that a batch may ask for, in any case. `rows` may be another buffer afterwards."""
         affordable = self.budget // (self.rows.shape[1] * self.rows.element_size())
-        wanted = max(least * (1 + self.reach), min(labels * len(self.times), affordable))
+        wanted = max(least * (1 + self.reach), min(max(least, labels) * len(self.times), affordable))
         if wanted > len(self.rows):
-            self.rows = self.rows.new_zeros(wanted, self.rows.shape[1])
+            self.rows = self.rows.new_empty(wanted, self.rows.shape[1])  # a CPU backs what is filled
             self.forget()
 
     def holds_all(self, labels: int) -> bool:
@@ -73,6 +73,12 @@ class ModulationTable:
             self.rows[offset : offset + len(rows)] = rows
         self.start.fill_(first)
         self.filled = first, last
+
+    def rewind(self) -> None:
+        """Back to the first time, whatever is there; rows that start there stay right."""
+        self.start.zero_()
+        if self.filled is not None and self.filled[0] > 0:
+            self.forget()
 
     def forget(self) -> None:
         """The weights may have changed."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dit_fast.pictures import grid
+
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -30,19 +32,13 @@ def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None 
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write images (N, H, W, C) uint8 as one PNG, row by row; empty places are black.
+    """Write images (N, H, W, C) uint8 as one PNG, row by row; empty places are white.
 
     columns: images in a row; as square as can be where None.
     """
     pixels, mode = _pixels("save_grid", images)
-    n, h, w, c = pixels.shape
-    columns = columns or max(1, int(n**0.5 + 0.999))
-    rows = -(-n // columns)
-    places = torch.zeros(rows * columns, h, w, c, dtype=torch.uint8)
-    places[:n] = pixels
-    picture = places.view(rows, columns, h, w, c).permute(0, 2, 1, 3, 4).reshape(rows * h, columns * w, c)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _save(picture, mode, Path(path))
+    _save(grid(pixels, columns, gap=0), mode, Path(path))
 
 
 def _pixels(function: str, images: Tensor) -> tuple[Tensor, str]:

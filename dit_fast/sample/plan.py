@@ -45,15 +45,17 @@ class Denoiser(NamedTuple):
 
 
 class Plan:
-    """Args:
-    denoiser: the model.
-    table: where its modulations are, if they are cached; plans share it.
-    chain: the steps; None where someone else steps, and only the model is run here.
-    times: (M,) what the model is told, on the model's device.
-    shape: (N, C, H, W).
-    out_channels: of the model.
-    guided: whether any step is.
-    capture: record steps in CUDA graphs.
+    """The buffers, the step and its graphs.
+
+    Args:
+        denoiser: the model.
+        table: where its modulations are, if they are cached; plans share it.
+        chain: the steps; None where someone else steps, and only the model is run here.
+        times: (M,) what the model is told, on the model's device.
+        shape: (N, C, H, W).
+        out_channels: of the model.
+        guided: whether any step is.
+        capture: record steps in CUDA graphs.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class Plan:
         self.x = torch.zeros(shape, dtype=dtype, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.y = torch.zeros((2 if guided else 1) * n, dtype=torch.int64, device=device)
-        self.out = None if chain else torch.zeros((n, out_channels, *shape[2:]), dtype=dtype, device=device)
+        self.out_shape = out_channels, *shape[2:]
+        self.out = None if chain else torch.zeros((n, *self.out_shape), dtype=dtype, device=device)
         self.noise: Tensor | None = None
         if chain and chain.draws_noise:
             ahead = min(chain.steps, max(1, NOISE_BYTES // (4 * self.x.numel())))
@@ -141,7 +144,7 @@ class Plan:
     def _evaluate(self, x: Tensor, ahead: int, guided: bool) -> Tensor:
         """The model's output for x (N, C, H, W), `ahead` times past this step's: (N, C or 2C, H, W) in x's dtype."""
         own, n, rows = self.denoiser, len(x), len(x) * (2 if guided else 1)
-        time = self.step + ahead
+        time = self.step + ahead if ahead else self.step
         out = self._call(x.to(own.dtype), time, rows).to(x.dtype)
         if not guided:
             return out
@@ -155,7 +158,11 @@ class Plan:
             x = _repeated(x, times)
         if own.parts is None:
             t = self.times.index_select(0, time).expand(rows)
-            return own.model(x, t) if y is None else own.model(x, t, y)
+            out = own.model(x, t) if y is None else own.model(x, t, y)
+            if not isinstance(out, Tensor) or out.shape != (rows, *self.out_shape):
+                got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+                raise ValueError(f"Sampler: `model` must return a tensor {(rows, *self.out_shape)}, got {got}")
+            return out
         tokens = own.parts.embed(x, self.positions)
         if own.shared:
             tokens = _repeated(tokens, times)
@@ -189,8 +196,7 @@ class Plan:
         for index in (self.step, self.noise_start, self.places):
             index.zero_()
         if self.table is not None:
-            self.table.start.zero_()
-            self.table.forget()
+            self.table.rewind()
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

@@ -35,6 +35,7 @@ class Sampler:
         method: "ddpm" (ancestral) or "ddim" for models of noise, "euler" or "heun" for models of flow, or any scheduler
             object of diffusers for either (`SchedulerChain` says how).
         steps: of the method; of "ddpm" and "ddim" also a spacing such as "ddim50" (see `space_timesteps`).
+        noise_schedule: that "ddpm" and "ddim" models were trained with; see `create_diffusion`.
         eta: of DDIM's noise, 0 (none) to 1; of a scheduler that takes one too.
         cfg_scale: classifier-free guidance; 1 samples without, at half the cost.
         cfg_interval: lowest and highest timestep of the chain of 1000 that are guided (arXiv 2404.07724); steps outside
@@ -65,6 +66,7 @@ class Sampler:
         *,
         method: Literal["ddpm", "ddim", "euler", "heun"] | Any = "ddpm",
         steps: int | str = 250,
+        noise_schedule: str = "linear",
         eta: float = 0.0,
         cfg_scale: float = 1.0,
         cfg_interval: tuple[float, float] | None = None,
@@ -98,10 +100,11 @@ class Sampler:
         self._table: ModulationTable | None = None
         self._stamp: Any = None
         surface = self._surface()
-        self._chain = _chain(method, steps, eta, clip_denoised, surface)
+        self._chain = _chain(method, steps, noise_schedule, eta, clip_denoised, surface)
         self._guided = self._variants(cfg_interval)
         self._denoiser(surface)  # so that what cannot be is said now
 
+    @torch.inference_mode(False)  # else buffers made in a caller's inference mode could not be written outside of it
     @torch.no_grad()
     def __call__(
         self,
@@ -195,11 +198,13 @@ class Sampler:
 
     def _variants(self, interval: tuple[float, float] | None) -> list[tuple[bool, ...]]:
         """For each step, whether each of its evaluations of the model is guided."""
-        low, high = (0.0, 1000.0) if interval is None else interval
-        if not 0 <= low <= high <= 1000:
-            raise ValueError(f"Sampler: `cfg_interval` must be (low, high) within 0 to 1000, got {interval}")
         chain = self._chain
-        guided = [self.cfg_scale != 1 and low <= level <= high for level in chain.levels]
+        guided = [self.cfg_scale != 1] * len(chain.levels)
+        if interval is not None:
+            low, high = interval
+            if not 0 <= low <= high <= 1000:
+                raise ValueError(f"Sampler: `cfg_interval` must be (low, high) within 0 to 1000, got {interval}")
+            guided = [self.cfg_scale != 1 and low <= round(level, 3) <= high for level in chain.levels]
         return [tuple(guided[i : i + chain.evaluations]) for i in range(chain.steps)]
 
     def _denoiser(self, surface: Surface) -> Denoiser:
@@ -256,7 +261,7 @@ class Sampler:
 
     def _renew(self, surface: Surface) -> None:
         """Before a call: what depends on the weights is computed anew, and graphs that do not hold are dropped."""
-        now = stamp(self.model), surface, self._denoiser(surface)
+        now = stamp(self.model, surface.device), surface, self._denoiser(surface)
         if now != self._stamp:
             self.clear()
             self._stamp = now
@@ -265,13 +270,17 @@ class Sampler:
 
 
 def _chain(
-    method: Any, steps: int | str, eta: float, clip_denoised: bool, surface: Surface
+    method: Any, steps: int | str, noise_schedule: str, eta: float, clip_denoised: bool, surface: Surface
 ) -> Chain | SchedulerChain:
     if method in ("ddpm", "ddim"):
         if not 0 <= eta <= 1 or (eta and method == "ddpm"):
             raise ValueError(f"Sampler: `eta` must be 0 to 1 for 'ddim' and 0 for {method!r}, got {eta}")
         learn_sigma = surface.out_channels == 2 * surface.in_channels
-        return DiffusionChain(steps, learn_sigma, clip_denoised, method == "ddim", eta)
+        return DiffusionChain(steps, noise_schedule, learn_sigma, clip_denoised, method == "ddim", eta)
+    if noise_schedule != "linear":
+        raise ValueError(
+            f"Sampler: `noise_schedule` is for 'ddpm' and 'ddim': a scheduler has its own, got {noise_schedule!r}"
+        )
     if clip_denoised:
         raise ValueError("Sampler: `clip_denoised` is for 'ddpm' and 'ddim'; a scheduler has `clip_sample` instead")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:

@@ -12,6 +12,28 @@ from torch import Tensor
 LEARNED = ("learned", "learned_range")
 
 
+def scheduler_named(name: str, noise_schedule: str = "linear") -> Any:
+    """A scheduler of diffusers by the name of its class, for a model trained with this noise schedule.
+
+    Raises:
+        ModuleNotFoundError: diffusers is not installed.
+        ValueError: no class of that name.
+    """
+    try:
+        import diffusers
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(f"{name} needs diffusers: pip install 'dit_fast[diffusers]'") from missing
+
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise ValueError(
+            "`--sampler` must be ddpm, ddim, euler, heun or the name of a scheduler class of diffusers, such as "
+            f"DPMSolverMultistepScheduler, got {name!r}"
+        )
+    ours = dict(beta_schedule=noise_schedule, beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    return kind(**{key: value for key, value in ours.items() if key in inspect.signature(kind).parameters})
+
+
 class SchedulerChain:
     """A copy of a scheduler, its timesteps and what the model is told at them.
 

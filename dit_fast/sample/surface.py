@@ -89,11 +89,10 @@ def why_uncaptured(model: Any, device: torch.device, asked: bool | None) -> str 
     return None
 
 
-def stamp(model: Any) -> tuple[Any, ...]:
-    """Changes where a captured graph would read the wrong memory or be other work: weights that were replaced (those
-    written in place are read as they are), and another choice of kernels."""
+def stamp(model: Any, device: torch.device) -> tuple[Any, ...]:
+    """Changes where buffers and graphs of an earlier call do not hold: with weights that were replaced (those written
+    in place are read as they are), another choice of kernels, and autocast."""
     backends = tuple(ops.current_backend(op) for op in (None, *ops.NAMES))
-    if not isinstance(model, nn.Module):
-        return backends
-    tensors = [*model.parameters(), *model.buffers()]
-    return backends, tuple((t.data_ptr(), t.dtype, t.shape) for t in tensors)
+    cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return backends, cast, tuple((t.data_ptr(), t.dtype, t.shape) for t in tensors)

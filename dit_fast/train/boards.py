@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .pictures import grid
+from dit_fast.pictures import grid
+
 from .watch import Record, RunInfo, Watcher, scalars
 
 

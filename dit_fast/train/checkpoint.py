@@ -211,7 +211,8 @@ def _manifest(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
         "images": trainer.step * order.batch, "epoch": order.epoch(trainer.step),
         "batch_of_epoch": trainer.step % order.batches, "seconds": progress.all_seconds,
         "world_size": trainer.ranks.world, "config": asdict(trainer.config), "model": trainer.model.config,
-        "data": _data(trainer), "dtype": _dtype(trainer), "torch": torch.__version__,
+        "data": _data(trainer), "class_names": trainer.source.class_names, "dtype": _dtype(trainer),
+        "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -276,4 +277,3 @@ def _prune(out: Path, keep: int) -> None:
             shutil.rmtree(going)
         except OSError as error:
             LOG.warning("train: %s could not be deleted: %s", path, error)
-

@@ -127,8 +127,13 @@ AT_LEAST = {
     "sample_every": 0, "sample_steps": 1, "sample_scale": 0, "sample_count": 1,
 }  # fmt: skip
 
-OF_THE_DATA = {"input_size": "data", "in_channels": "data", "num_classes": "num_classes",
-               "class_dropout_prob": "class_dropout_prob"}  # fmt: skip
+COMPILE_MODES = ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of `torch.compile`."""
+
+OF_THE_DATA = {
+    "input_size": "data", "in_channels": "data", "num_classes": "num_classes",
+    "class_dropout_prob": "class_dropout_prob",
+}  # fmt: skip
 """Arguments of DiT that `model_args` may not hold, and the field each follows from."""
 
 DIT_HINTS = {k: v for k, v in get_type_hints(DiT.__init__).items() if k != "return" and k not in OF_THE_DATA}
@@ -148,6 +153,9 @@ def check_ranges(config: TrainConfig) -> None:
             fail(name, "from 0 to 1", getattr(config, name))
     if not all(0 <= beta < 1 for beta in config.betas):
         fail("betas", "two numbers from 0 up to, but not, 1", config.betas)
+    if isinstance(config.compile, str) and config.compile not in COMPILE_MODES:
+        options = f"true, false or one of {', '.join(COMPILE_MODES)}"
+        fail("compile", options, config.compile, nearest(config.compile, COMPILE_MODES))
 
 
 def check_model(config: TrainConfig) -> None:

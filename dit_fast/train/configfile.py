@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dit_fast.models.checkpoint import whole_or_not
+from dit_fast.files import whole_or_not
 
 from .config import TrainConfig
 from .presets import PRESETS

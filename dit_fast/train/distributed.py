@@ -144,7 +144,7 @@ def _shard(model: DiT, config: TrainConfig, ranks: Ranks) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if config.precision != "float32":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    # that such views are not to be written, which nothing here does
+    # It says that such a view must not be written in place, which nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for block in model.blocks:
         modulating = [part for name, part in block.named_children() if name not in ("attn", "cross_attn", "mlp")]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop. N images of this rank, B of all ranks, C channels, H W image."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,8 @@ from .metrics import peak_tflops
 from .objective import Draws, draw, lr_factor, make_objective, stream
 from .progress import Progress
 from .watch import RunInfo, Watcher, watchers_for
+
+LOG = logging.getLogger("dit_fast")
 
 Draw = Callable[[DiT, Tensor | None, TrainConfig], Tensor]
 """Images (N, C, H, W) in [-1, 1] of labels (N,), drawn by a model with averaged weights in evaluation mode."""
@@ -216,10 +219,11 @@ class Trainer:
         self._check_gradient(norm)
         if record:
             progress.record(self.step, norm, self.optimizer.param_groups[0]["lr"])
-        if samples and self.draw_images is not None:
-            self._samples(progress)
-        if save:
-            checkpoint.save(self, progress)
+        with progress.aside():
+            if save:
+                checkpoint.save(self, progress)
+            if samples and self.draw_images is not None:
+                self._samples(progress)
 
     def _samples(self, progress: Progress) -> None:
         model = self.averaged()  # every rank takes part in gathering it
@@ -227,10 +231,14 @@ class Trainer:
             count, classes = self.config.sample_count, model.num_classes
             labels = torch.arange(count, device=self.ranks.device) * classes // count if classes else None
             devices = [self.ranks.device] if self.ranks.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), torch.no_grad():
-                images = self.draw_images(model, labels, self.config)
-            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-            progress.samples(self.step, pixels, labels)
+            try:
+                with torch.random.fork_rng(devices), torch.no_grad():
+                    images = self.draw_images(model, labels, self.config)
+                pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+            except Exception:  # of the caller's: the run does not depend on it
+                LOG.exception("train: no images could be drawn after step %d, training goes on", self.step)
+            else:
+                progress.samples(self.step, pixels, labels)
         self.ranks.barrier()
 
     def averaged(self) -> DiT:

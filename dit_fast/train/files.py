@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_fast.models.checkpoint import whole_or_not
+from dit_fast.files import whole_or_not
+from dit_fast.pictures import grid
 
 from .configfile import save_config
-from .pictures import grid
 from .watch import Record, RunInfo, Watcher
 
 LOG = logging.getLogger("dit_fast")

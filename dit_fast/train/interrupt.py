@@ -22,7 +22,7 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True

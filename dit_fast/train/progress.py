@@ -3,7 +3,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -58,6 +59,14 @@ class Progress:
                 self.all_seconds, speed.tflops, speed.mfu, memory_bytes("cpu" if info.device == "cpu" else "cuda"),
             ),
         )  # fmt: skip
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that is no training, and does not count in a record's rates."""
+        start = time.perf_counter()
+        yield
+        count, then = self._recorded
+        self._recorded = count, then + time.perf_counter() - start
 
     def samples(self, step: int, images: Tensor, labels: Tensor | None) -> None:
         self._tell("samples", step, images, labels)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from dit_fast.models.checkpoint import whole_or_not
+from dit_fast.files import whole_or_not
 
 from .files import LOG_FILE, read_log
 from .metrics import memory_name

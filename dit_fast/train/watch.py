@@ -20,7 +20,7 @@ class Record:
         grad_norm: of the last step, before it is clipped.
         lr: of the last step.
         images: seen so far, in the whole run.
-        images_per_second: in these steps, with whatever else they waited for.
+        images_per_second: in these steps, checkpoints and drawings not counted.
         seconds: of the whole run so far.
         tflops: achieved, by the paper's count of the model: 2 FLOPs a multiply-add, forward once and backward twice.
         mfu: `tflops` over the dense peak of all devices; None where the peak is not known.

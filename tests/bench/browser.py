@@ -4,6 +4,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 60.0
 
 
 def find() -> str | None:
@@ -59,8 +61,9 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            piece = os.read(self._answers, 1 << 16)
-            assert piece, "the browser ended"
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+            piece = os.read(self._answers, 1 << 16) if ready else b""
+            assert piece, "the browser ended, or said nothing for a minute"
             self._rest += piece
         first, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(first)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_fast.bench.flops import DESIGN_GFLOPS, PAPER_GFLOPS, count, flops
-from dit_fast.models import DiT, count_macs
+from dit_fast.models import DiT, DiT_models, count_macs
 from dit_fast.ops import specs, use_backend
 from dit_fast.ops._core import Case
 
@@ -24,6 +24,13 @@ def test_the_papers_table(name, conditioning, paper):
     found = count(name, conditioning, paper)
     assert found.counted == pytest.approx(paper, rel=0.01)
     assert found.pytorch == found.counted
+
+
+def test_a_whole_model_counts_as_its_first_blocks_say():
+    with torch.device("meta"):
+        model = DiT_models["DiT-S/8"]().eval()
+        inputs = torch.empty(1, 4, 32, 32), torch.empty(1), torch.empty(1, dtype=torch.int64)
+    assert flops(model, *inputs) == 2e9 * count("DiT-S/8", "adaln_zero", 0.36).pytorch
 
 
 def fake_flops(case: Case, spec) -> tuple[int, int]:

@@ -6,14 +6,8 @@ import os
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from dit_fast.cli import main
-from dit_fast.models import DiT, save_model
 from dit_fast.ops import NAMES
-from dit_fast.parity import enliven
 
 
 def test_parity_passes_and_writes_what_it_compared(tmp_path, capsys):
@@ -66,39 +60,3 @@ def test_info_prints_what_kernels_use(capsys):
     assert "  gated_residual: " in triton and "adaln._forward" not in triton
     assert main(["info", "--kernels", "softmax"]) == 2
     assert "`--kernels` must name ops among" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("channels,mode", [(1, "L"), (3, "RGB")])
-def test_sample_draws_a_row_a_class(tmp_path, channels, mode):
-    model = DiT(input_size=4, in_channels=channels, hidden_size=64, depth=1, num_heads=1, num_classes=3)
-    save_model(enliven(model), tmp_path / "m.safetensors")
-    command = ["sample", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "out" / "s.png"), "--steps", "4"]
-    assert main([*command, "--classes", "2", "0", "--per-class", "5"]) == 0
-    picture = Image.open(tmp_path / "out" / "s.png")
-    assert picture.size == (20, 8) and picture.mode == mode
-    first = np.asarray(picture)
-    assert main([*command, "--classes", "2", "0", "--per-class", "5"]) == 0
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "s.png")), first)  # same seed
-    assert main([*command, "--classes", "2", "0", "--per-class", "5", "--seed", "1"]) == 0
-    assert not np.array_equal(np.asarray(Image.open(tmp_path / "out" / "s.png")), first)
-    assert main([*command, "--sampler", "ddim", "--cfg-scale", "1"]) == 0
-
-
-def test_sample_says_what_is_wrong(tmp_path, capsys):
-    assert main(["sample", str(tmp_path / "none.safetensors")]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
-    save_model(DiT(input_size=4, hidden_size=64, depth=1, num_heads=1, num_classes=3), tmp_path / "m.safetensors")
-    assert main(["sample", str(tmp_path / "m.safetensors"), "--classes", "3"]) == 2
-    assert "`--classes` must be from 0 to 2, got 3" in capsys.readouterr().err
-    assert main(["sample", str(tmp_path / "m.safetensors")]) == 2
-    assert "must have 1 or 3 channels" in capsys.readouterr().err
-
-
-def test_sample_takes_half_precision_and_refuses_a_model_without_labels(tmp_path, capsys):
-    shape = dict(input_size=4, in_channels=1, hidden_size=64, depth=1, num_heads=1)
-    save_model(enliven(DiT(**shape, num_classes=2)).bfloat16(), tmp_path / "half.safetensors")
-    out = str(tmp_path / "s.png")
-    assert main(["sample", str(tmp_path / "half.safetensors"), "--steps", "2", "--out", out]) == 0
-    save_model(DiT(**shape, num_classes=0), tmp_path / "free.safetensors")
-    assert main(["sample", str(tmp_path / "free.safetensors"), "--out", out]) == 2
-    assert "`cfg_scale` must be 1: the model has no labels" in capsys.readouterr().err

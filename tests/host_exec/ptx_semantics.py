@@ -290,7 +290,7 @@ PROBES = {
     "mbarrier": mbarrier(),
     "tma_load_inside": tma_load(2, 8),
     "tma_load_past_the_end": tma_load(8, 32),
-    "tma_load_before_the_start": tma_load(-3, -5),
+    "tma_load_before_the_start": tma_load(-3, -8),
     "tma_load_head": tma_load_head(64, 0, 8),
     "tma_load_head_tail": tma_load_head(8, 64, 8),
     "tma_load_head_past_the_end": tma_load_head(8, 72, 0),

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dit_fast"
 
 LEVEL = {
-    "env": 0, "files": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3, "parity": 4,
-    "train": 4, "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
+    "env": 0, "files": 0, "pictures": 0, "ops": 1, "nn": 2, "diffusion": 2, "optim": 2, "models": 3, "data": 3,
+    "parity": 4, "train": 4, "sample": 4, "integrations": 4, "demo": 5, "kernels": 5, "bench": 6, "cli": 7,
 }  # fmt: skip
 """A module imports from lower levels only. `models` is above `diffusion`, whose guidance it calls; `diffusion` takes
 any model and imports torch only."""
@@ -41,7 +41,11 @@ OPTIONS = {
         "--compute-dtype", "--device", "--batch-size", "--shard-rows", "--processes", "--workers", "--verify",
     },
     "train": {"--preset", "--dry-run", "--ranks", *FIELD_OPTIONS},
-    "sample": {"--out", "--classes", "--per-class", "--steps", "--cfg-scale", "--sampler", "--seed"},
+    "sample": {
+        "--classes", "--per-class", "--count", "--labels", "--seed", "--size", "--sampler", "--steps", "--eta",
+        "--cfg-scale", "--cfg-interval", "--cfg-channels", "--vae", "--dtype", "--device", "--batch-size",
+        "--no-modulation-cache", "--no-shared-patch-embedding", "--no-cuda-graph", "--out", "--images-dir", "--npz",
+    },
     "evaluate": {"--reference", "--weights", "--layer", "--count", "--batch-size", "--json"},
     "convert": {"--to", "--which", "--num-heads", "--num-classes"},
     "bench": {

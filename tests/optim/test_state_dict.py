@@ -67,6 +67,21 @@ def test_masters_and_states_keep_their_precision():
     assert_equal(run(second, range(25, 40)), run(first, range(25, 40)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_made_before_the_first_step_are_those_it_makes(dtype):
+    options = {"clip": None, "master_weights": True}
+    late, early = Ours(model(dtype), **options), Ours(model(dtype), **options)
+    early.net[0].bias.requires_grad_(False)
+    early.optimizer.init_states()
+    assert early.net[0].bias not in early.optimizer.state
+    early.net[0].bias.requires_grad_(True)
+    keys = {"step", "exp_avg", "exp_avg_sq", "ema"} | ({"master"} if dtype == torch.bfloat16 else set())
+    for p in early.net.parameters():
+        state = early.optimizer.state.get(p)
+        assert p is early.net[0].bias or (state.keys() == keys and torch.equal(state["ema"], p.float()))
+    assert_equal(run(early, range(20, 23)), run(late, range(20, 23)))
+
+
 def test_what_was_loaded_is_not_shared():
     first = run(Ours(model()), range(21))
     state = first.optimizer.state_dict()

@@ -201,6 +201,16 @@ def test_missing_weights_are_named_with_where_to_get_them(tmp_path, monkeypatch,
     assert f"are missing: {tmp_path / 'none.pth'}" in capsys.readouterr().err
 
 
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, capsys):
+    samples, weights = save(tmp_path / "s.npz", arr_0=images(1)), tmp_path / "weights.pth"
+    weights.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert main(["evaluate", str(samples), "--weights", str(weights)]) == 2
+    error = capsys.readouterr().err
+    assert "evaluating needs torch-fidelity, and the torchvision that fits this torch" in error
+    assert "pip install 'dit_fast[evaluate]'" in error
+
+
 class Harm:
     def __init__(self, path):
         self.path = path

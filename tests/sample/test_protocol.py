@@ -207,6 +207,9 @@ def test_latents_are_decoded_a_batch_at_a_time_and_models_need_no_labels(tmp_pat
     assert np.array_equal(np.load(out)["arr_0"], expected.numpy()) and expected.shape == (3, 8, 16, 3)
     with pytest.raises(ValueError, match="scale 0.25, got null"):
         sample_to_npz(sampler, 3, out, labels=None, size=(4, 8), vae=vae, batch_size=2)
+    vae.weight.data += 1
+    with pytest.raises(ValueError, match="was begun with vae_sha256"):
+        sample_to_npz(sampler, 3, out, labels=None, size=(4, 8), vae=vae, scale=0.25, batch_size=2)
 
 
 def test_the_digest_is_of_names_numbers_and_dtypes():

@@ -88,6 +88,17 @@ def test_in_bfloat16_the_chain_stays_float32(learn_sigma):
     assert_exact(model, LABELS, dict(steps=4, cfg_scale=3.0))
 
 
+def test_guidance_is_not_rounded_to_bfloat16():
+    """cond - null is one bit of bfloat16; half of it is none."""
+
+    def model(x, t, y):
+        return torch.where(y == 3, 1.0, 1 + 2**-7).view(-1, 1, 1, 1).expand_as(x).to(torch.bfloat16)
+
+    options = dict(method="euler", steps=1, dtype=torch.bfloat16, in_channels=1, num_classes=3, learn_sigma=False)
+    got = Sampler(model, cfg_scale=2.5, **options)([0], size=2) - Sampler(model, **options)([0], size=2)
+    torch.testing.assert_close(got, torch.full((1, 1, 2, 2), 1.5 * 2**-7), rtol=1e-4, atol=0)
+
+
 def test_flows_heun_reads_the_next_steps_modulations():
     model = small(learn_sigma=False)
     for cache_bytes in (1 << 30, 1):  # 1: a chunk a step
@@ -117,6 +128,7 @@ def test_steps_at_a_time_and_labels_at_a_time_change_nothing(monkeypatch):
     rows.clear()
     # four rows a step (three labels of a batch and the null label), room for two steps
     parts = Sampler(model, steps=6, cfg_scale=2.0, cache_bytes=8 * width)(labels, batch_size=3)
+    assert rows[1:] == [8, 8, 8, 8, 8, 8, 8, 4]  # two labels in the last batch: four steps at once
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(plans, "NOISE_BYTES", 1)  # a step at a time
     again = Sampler(model, steps=6, cfg_scale=2.0)(labels, batch_size=3)

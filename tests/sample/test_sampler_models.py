@@ -127,6 +127,25 @@ def test_a_function_says_nothing_of_itself():
     assert sampler([1], size=(3, 5)).shape == (1, 2, 3, 5)
 
 
+def test_what_a_function_returns_is_checked():
+    sampler = Sampler(lambda x, t, y: x, in_channels=2, num_classes=3, learn_sigma=True, steps=2)
+    with pytest.raises(ValueError, match=r"`model` must return a tensor \(1, 4, 3, 3\), got \(1, 2, 3, 3\)"):
+        sampler([1], size=3)
+    sampler = Sampler(lambda x, t, y: (x,), in_channels=2, num_classes=3, learn_sigma=False, steps=2, cfg_scale=2.0)
+    with pytest.raises(ValueError, match=r"`model` must return a tensor \(2, 2, 3, 3\), got tuple"):
+        sampler([1], size=3)
+
+
+def test_modes_of_one_call_do_not_reach_the_next():
+    sampler = Sampler(small(), steps=2, cfg_scale=2.0)
+    with torch.inference_mode():
+        first = sampler([1, 2])
+    assert not first.is_inference()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(sampler([1, 2]), first)
+    assert torch.equal(sampler([1, 2]), first)
+
+
 def test_a_model_in_training_would_drop_labels():
     with pytest.raises(ValueError, match="`model` must be in evaluation mode"):
         Sampler(small().train())

@@ -36,7 +36,7 @@ KINDS = {
     "euler": lambda: EulerDiscreteScheduler(**LINEAR),
     "ancestral": lambda: EulerAncestralDiscreteScheduler(**LINEAR),
     "heun": lambda: HeunDiscreteScheduler(**LINEAR),
-    "pndm": lambda: PNDMScheduler(**LINEAR),  # keeps the model's outputs of earlier steps
+    "pndm": lambda: PNDMScheduler(**LINEAR, skip_prk_steps=True),  # keeps the model's outputs of earlier steps
 }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the processes of `processes.py` run. The server imports this module, and with it all that costs time."""
 
+import errno
 import math
 import os
 import signal
@@ -92,9 +93,24 @@ def four_ranks(rank: int, folder: Path) -> dict[str, Any]:
     found["not a number"] = failing(config(folder / "nan", batch_size=32), Tiles(nan=3))
     found["does not divide"] = failing(config(folder, batch_size=18), Tiles())
     found["does not divide shards"] = failing(config(folder, parallel="fsdp", shard=3), Tiles())
+    found["full disk"] = full_disk(rank, config(folder / "full", steps=2, save_every=1))
     stopped = Trainer(config(folder / "stopped", save_every=100), Stops(), watchers=[]).run()
     found["stopped"] = stopped.reason, stopped.steps
-    return found if rank == 0 else {name: found[name] for name in ("not a number", "stopped")}
+    return found if rank == 0 else {name: found[name] for name in ("not a number", "full disk", "stopped")}
+
+
+def full_disk(rank: int, config: TrainConfig) -> int:
+    """How many steps there are where rank 2 cannot write."""
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = full if rank == 2 else fsync
+    try:
+        return Trainer(config, Tiles(), watchers=[]).run().steps
+    finally:
+        os.fsync = fsync
 
 
 def step(run: Path) -> str:
@@ -151,7 +167,7 @@ def killable(out: Path, accesses: int) -> None:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event.split(".")[0] in ("open", "os", "shutil") and arguments and str(out) in str(arguments[0]):
+        if event.split(".")[0] in ("open", "os", "shutil") and any(str(out) in str(given) for given in arguments):
             seen += 1
             if seen == accesses:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,10 @@ from dit_fast.train.values import read
 
 BAD = {
     "lr": [("fast", "a number"), (0, "above 0"), (float("nan"), "above 0"), (True, "a number")],
-    "steps": [(1.5, "a whole number"), (0, "at least 1"), ("many", "a whole number")],
+    "steps": [
+        (1.5, "a whole number"), ("1.5", "a whole number"), (float("inf"), "a whole number"), (0, "at least 1"),
+        ("many", "a whole number"),
+    ],
     "flip": [(1, "true or false"), ("maybe", "true or false")],
     "betas": [((0.9,), "2 values"), ((0.9, 1.0), "two numbers from 0"), (0.9, "2 values")],
     "precision": [("bf61", "one of float32, bf16, pure_bf16, got 'bf61'; the nearest known one is bf16")],
@@ -31,6 +34,7 @@ BAD = {
     "sample_count": [(0, "at least 1")],
     "peak_tflops": [(0, "above 0"), ("big", "a number")],
     "out": [(3, "text")],
+    "compile": [("max-autotun", "the nearest known one is max-autotune"), (1, "true or false or text")],
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_fast.train import files, metrics
+from dit_fast.data import TensorSource
+from dit_fast.pictures import grid
+from dit_fast.train import Trainer, files, metrics
 from dit_fast.train.boards import TensorBoard, Wandb
 from dit_fast.train.config import TrainConfig
 from dit_fast.train.configfile import load_config
 from dit_fast.train.files import JsonLog, SampleFiles, read_log
-from dit_fast.train.pictures import grid
 from dit_fast.train.progress_bar import ProgressBar
 from dit_fast.train.summary import Summary
-from dit_fast.train.watch import Record, RunInfo, scalars, watchers_for
+from dit_fast.train.watch import Record, RunInfo, Watcher, scalars, watchers_for
 
 
 def info(out: Path, start: int = 0, **fields) -> RunInfo:
@@ -266,3 +268,31 @@ def test_memory_on_a_cpu_is_what_is_resident():
     (most,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert metrics.memory_bytes("cpu") == pytest.approx(int(most) * 1024, rel=0.02)
     assert metrics.memory_name("cpu") == "peak resident memory"
+
+
+def test_drawings_take_no_part_in_rates_and_may_fail(tmp_path, caplog):
+    class Kept(Watcher):
+        def __init__(self):
+            self.rates, self.drawn = [], []
+
+        def record(self, record):
+            assert record.mfu == pytest.approx(record.tflops / 0.5) and record.tflops > 0
+            self.rates.append(record.images_per_second)
+
+        def samples(self, step, images, labels):
+            self.drawn.append((step, images.shape, images.dtype, labels.tolist()))
+
+    def draw(model, labels, config):
+        if len(kept.rates) == 1:
+            raise RuntimeError("no memory")
+        time.sleep(1.0)
+        return torch.zeros(len(labels), 1, 4, 4)
+
+    kept = Kept()
+    fields = dict(steps=4, batch_size=4, log_every=1, sample_every=1, sample_count=4, save_every=0, workers=0)
+    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 1}
+    config = TrainConfig(out=tmp_path, model="DiT", model_args=sizes, precision="float32", peak_tflops=0.5, **fields)
+    result = Trainer(config, TensorSource(torch.zeros(4, 1, 4, 4), torch.tensor([0, 0, 1, 1])), [kept], draw=draw).run()
+    assert kept.drawn == [(step, (4, 4, 4, 1), torch.uint8, [0, 0, 1, 1]) for step in (2, 3, 4)]
+    assert "no images could be drawn after step 1, training goes on" in caplog.text and result.steps == 4
+    assert kept.rates[-1] > 4 / 1.0 and result.seconds > 3.0

@@ -17,6 +17,12 @@ constexpr int kSwizzleAtomBytes = 1024;  // 8 rows of 128 bytes
 constexpr int kPlainRowElements = 8;
 constexpr int kPlainAtomBytes = 128;  // 8 rows of 16 bytes
 
+// The descriptor (see wgmma_descriptor) of what lies `bytes` further on in the same tile: one addition, where a new one
+// takes several instructions for each product.
+DIT_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) {
+  return descriptor >> 32 << 32 | uint32_t(uint32_t(descriptor) + (bytes >> 4));
+}
+
 }  // namespace dit
 
 #if defined(__CUDACC__)
@@ -119,7 +125,8 @@ DIT_DEVICE void mbarrier_wait(uint64_t* barrier, int parity) {
 }
 
 // Starts the load of the box whose first element is (row, column), by one thread; the barrier's phase counts its bytes,
-// those outside the matrix too. Below, of a box of an array of rank 4, the coordinates in its order.
+// those outside the matrix too. `column` is a multiple of 8, negative or not: others are an illegal instruction, though
+// the PTX ISA does not say so (seen on an H200). Below, of a box of an array of rank 4, the coordinates in its order.
 DIT_DEVICE void tma_load(void* tile, const TensorMap* map, uint64_t* barrier, int row, int column) {
   if constexpr (has_tma) {
     asm volatile(

@@ -35,7 +35,8 @@ struct Rows {
   static constexpr int kLanes = kDim / kVec<T>;
   static constexpr int kGroups = kDim == 0 ? 0 : kLanes > 144 ? 1 : kLanes == 48 ? 4 : 288 / kLanes;
   static constexpr int kMaxThreads = kDim == 0 ? 768 : kLanes * kGroups;
-  static constexpr int kMinBlocks = kDim == 0 ? 1 : 2;  // on a multiprocessor: one loads while the other computes
+  // On a multiprocessor: one loads while the others compute. Three where a thread has little to load.
+  static constexpr int kMinBlocks = kDim == 0 ? 1 : 2, kMoreBlocks = kDim == 0 ? 1 : 3;
   static constexpr int kHalfWarps = kMaxThreads / 16;
 
   // Rows a thread holds at once: one where blocks may be so large that registers are short.

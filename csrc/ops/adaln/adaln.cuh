@@ -15,15 +15,13 @@
 namespace dit {
 
 template <class R>
-__global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
+__global__ void __launch_bounds__(R::kMaxThreads, R::kMoreBlocks)
     adaln_forward_kernel(AdalnForward a, int64_t chunk, int64_t chunks) {
   using T = typename R::T;
   constexpr int kTokens = R::template kTokens<kTuning.norm_forward>;
   __shared__ NormRoom<R, kTokens> room;
   const Place<R> at(a.dim);
   const Chunk mine(chunk, chunks, a.tokens);
-  const Vec<T> shift = at.modulation(a.shift, mine.sample, a.shift_stride);
-  const Vec<T> scale = at.modulation(a.scale, mine.sample, a.scale_stride);
   int turn = 0;
   for (int64_t start = mine.first; start < mine.last; start += kTokens * at.groups) {
     Vec<T> x[kTokens];
@@ -34,6 +32,8 @@ __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
     }
     float mean[kTokens], rstd[kTokens];
     row_stats<R>(x, a.eps, at, room, turn, mean, rstd);
+    const Vec<T> shift = at.modulation(a.shift, mine.sample, a.shift_stride);  // again and again, from L1: registers
+    const Vec<T> scale = at.modulation(a.scale, mine.sample, a.scale_stride);  // are short until here
 #pragma unroll
     for (int r = 0; r < kTokens; ++r) {
       const int64_t t = start + r * at.groups + at.group, row = mine.sample * a.tokens + t;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks)
 }
 
 template <class R>
-__global__ void __launch_bounds__(R::kMaxThreads, R::kMinBlocks) adaln_backward_kernel(AdalnBackward a) {
+__global__ void __launch_bounds__(R::kMaxThreads, R::kMoreBlocks) adaln_backward_kernel(AdalnBackward a) {
   using T = typename R::T;
   constexpr int kTokens = R::template kTokens<kTuning.norm_backward>;
   __shared__ SumRoom<2 * kTokens, R::kHalfWarps> room;

@@ -13,6 +13,8 @@ namespace {
 using namespace sm90;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Up to so many, the forward's blocks stay: on an H200 a gain of 4 to 20% at 64 and 256 keys, a loss of 5% at 1024.
+constexpr int64_t kFewKeys = 512;
 constexpr int64_t kMost = (int64_t(1) << 31) - 1;
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -84,8 +86,12 @@ int attention_forward_sm90_cuda(const AttentionForward& a, void* stream) {
     if (error == cudaSuccess) error = describe<T, kDim>(&maps.v, a.v.data, a.v.stride, a.batch, a.keys, a.heads);
     if (error != cudaSuccess) return error;
     const int64_t blocks = a.batch * a.heads * ceil_div(a.queries, Room::kQueries);
-    return launch(attention_forward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(kThreads), Room::kBytes,
-                  static_cast<cudaStream_t>(stream), maps, a);
+    const auto with = [&](auto* kernel, int64_t grid) {
+      return launch(kernel, dim3(unsigned(grid)), dim3(kThreads), Room::kBytes, static_cast<cudaStream_t>(stream), maps,
+                    a);
+    };
+    if (a.keys > kFewKeys) return with(attention_forward_sm90_kernel<T, kDim, false>, blocks);
+    return with(attention_forward_sm90_kernel<T, kDim, true>, std::min<int64_t>(blocks, 2 * multiprocessors()));
   });
 }
 

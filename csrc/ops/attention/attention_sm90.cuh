@@ -5,7 +5,9 @@
 //
 //   S = scale * q k^T,   P = softmax(S),   out = P v,   lse = log(sum_k exp(S))
 //
-//   grid: block (head * tiles + i): queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   item head * tiles + i: queries 128 i .. of one head of one sample (head = n * H + h), all its keys
+//   grid: with few keys, as many blocks as fit at a time, block b takes items b, b + grid, ... and loads the next while
+//   it works on one; with many, one item a block
 //   warpgroup g of 2: queries 64 g .. of the tile;   warp 8: loads
 //
 // A tile is 64 rows of one head: its first 64 columns swizzled, for Dh = 72 the other 8 plain behind them
@@ -19,8 +21,8 @@
 //   exp    256 x 256 / 16 = 4096;   other arithmetic of softmax, about 5 a logit: 2600
 //   TMA    q, k, v, out: 147 KB at 20 bytes a cycle = 7200 (4.8 TB/s over 132 multiprocessors at 1.75 GHz)
 // 400 TFLOP/s are 10,900 cycles a head: exponentials must overlap with products and both with loads, but none is short
-// of time. Two blocks share a multiprocessor: 2 x 92 KB of shared memory, 2 x 288 threads of 96 registers (18 warps, so
-// five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
+// of time. Two blocks share a multiprocessor: 2 x 110 KB of shared memory, 2 x 288 threads of 96 registers (18 warps,
+// so five on one of the four schedulers, whose 512 registers a lane they share). Of the four warpgroups one multiplies
 // while others exponentiate, and one block's start and end hide behind the other's middle; within a warpgroup nothing
 // overlaps: S of the next tile beside P v of this one would take 32 registers more. 96 hold: out 36, S 32, P 16.
 // Shared memory: S of 64 x 64 reads 4 KB in 32 cycles, as long as it takes; P comes from registers.
@@ -30,6 +32,7 @@
 #pragma once
 #include "common/cuda/launch.h"
 #include "common/cuda/ptx_sm90.cuh"
+#include "common/cuda/vec.cuh"
 #include "ops/attention/attention.h"
 
 namespace dit::sm90 {
@@ -90,9 +93,10 @@ struct HeadSums {
 template <class T, int kDim>
 DIT_DEVICE void issue_rows_by_rows(float (&d)[kRows / 2], const unsigned char* a, const unsigned char* b,
                                    const unsigned char* zeros) {
+  const uint64_t a_main = wgmma_descriptor(a), b_main = wgmma_descriptor(b);
 #pragma unroll
   for (int k = 0; k < kSwizzleRowElements / 16; ++k)
-    wgmma_m64k16<T, kRows>(d, wgmma_descriptor(a + 32 * k), wgmma_descriptor(b + 32 * k), k > 0);
+    wgmma_m64k16<T, kRows>(d, wgmma_advance(a_main, 32 * k), wgmma_advance(b_main, 32 * k), k > 0);
   if constexpr (kTail<kDim>) {
     const unsigned char *a_tail = a + kMainBytes, *b_tail = b + kMainBytes;
     wgmma_m64k16<T, kRows>(d, wgmma_descriptor_plain(a_tail, uint32_t(zeros - a_tail), kPlainAtomBytes),
@@ -100,17 +104,22 @@ DIT_DEVICE void issue_rows_by_rows(float (&d)[kRows / 2], const unsigned char* a
   }
 }
 
+// The 8 columns behind the first 64 of a tile, transposed.
+DIT_DEVICE uint64_t plain_columns(const unsigned char* tail) {
+  return wgmma_descriptor_plain(tail, kPlainAtomBytes, kPlainAtomBytes);
+}
+
 // d += a b: a (64, 64) in registers, b a tile.
 template <class T, int kDim>
 DIT_DEVICE void issue_add(HeadSums<kDim>& d, const uint32_t (&a)[kRows / 16][4], const unsigned char* b) {
+  const uint64_t main = wgmma_descriptor(b), tail = plain_columns(b + kMainBytes);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k) {
-    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(
-        d.main, a[k], wgmma_descriptor(b + k * 2 * kSwizzleAtomBytes), true);
+    wgmma_m64k16_registers<T, kSwizzleRowElements, true>(d.main, a[k], wgmma_advance(main, k * 2 * kSwizzleAtomBytes),
+                                                         true);
     if constexpr (kTail<kDim>)
-      wgmma_m64k16_registers<T, kPlainRowElements, true>(
-          d.tail, a[k],
-          wgmma_descriptor_plain(b + kMainBytes + k * 2 * kPlainAtomBytes, kPlainAtomBytes, kPlainAtomBytes), true);
+      wgmma_m64k16_registers<T, kPlainRowElements, true>(d.tail, a[k], wgmma_advance(tail, k * 2 * kPlainAtomBytes),
+                                                         true);
   }
 }
 
@@ -157,21 +166,52 @@ DIT_DEVICE void warp_arrive(uint64_t* barrier, int lane) {
   if (lane == 0) mbarrier_arrive(barrier);
 }
 
-// Stores the thread's elements of the rows `row` and row + 8 that exist; element pairs are neighbours.
-template <class T, int kDim>
-DIT_DEVICE void store_sums(HeadSums<kDim>& sums, const float (&factor)[2], T* first_row, int64_t stride, int row,
-                           int rows, int lane) {
-  float low = 0.f;
-  sums.for_each([&](float x, int block, int e) {
-    const float value = x * factor[e / 2];
-    if (e % 2 == 0) {
-      low = value;
-      return;
+// w[i] of lane t of four becomes w[t] of lane i.
+DIT_DEVICE void transpose_quad(uint32_t (&w)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = lane & bit;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const uint32_t first = w[i], second = w[i + bit];
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? first : second, bit);
+      w[i] = upper ? got : first;  // an index that depends on the lane would put w into local memory
+      w[i + bit] = upper ? second : got;
     }
-    const int r = row + 8 * (e / 2);
-    if (r < rows)
-      *reinterpret_cast<uint32_t*>(first_row + r * stride + block * 8 + lane % 4 * 2) = pack<T>(low, value);
-  });
+  }
+}
+
+// Stores the thread's elements of the rows `row` and row + 8 that exist. All lanes of the warp must call it. kWide: 16
+// bytes at a time, after an exchange among the four lanes of a row; otherwise 4, four lanes side by side, which fill
+// half a sector of L2 each time. Where registers are short the exchanges wait for each other and cost more than that.
+template <class T, int kDim, bool kWide>
+DIT_DEVICE void store_sums(const HeadSums<kDim>& sums, const float (&factor)[2], T* first_row, int64_t stride, int row,
+                           int rows, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = row + 8 * half;
+    T* to = first_row + r * stride;
+    const auto word = [&](const float* pair) { return pack<T>(pair[0] * factor[half], pair[1] * factor[half]); };
+    const auto store_word = [&](int column, const float* pair) {
+      if (r < rows) *reinterpret_cast<uint32_t*>(to + column + lane % 4 * 2) = word(pair);
+    };
+#pragma unroll
+    for (int block = 0; block < kSwizzleRowElements / 8; block += 4) {
+      const float* first = sums.main + 4 * block + 2 * half;
+      if constexpr (kWide) {
+        Vec<T> four;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.words[i] = word(first + 4 * i);
+        transpose_quad(four.words, lane);
+        if (r < rows) store_vec(to + (block + lane % 4) * 8, four);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) store_word((block + i) * 8, first + 4 * i);
+      }
+    }
+    if constexpr (kTail<kDim>) store_word(kSwizzleRowElements, sums.tail + 2 * half);
+  }
 }
 
 struct ForwardMaps {
@@ -180,30 +220,74 @@ struct ForwardMaps {
 
 template <int kDim>
 struct ForwardRoom {
-  static constexpr int kStages = 4, kQueries = 2 * kRows;
-  static constexpr int kQ = 0, kRing = kQ + 2 * kTileBytes<kDim>;           // a stage: a tile of k, one of v
+  static constexpr int kStages = 4, kQueries = 2 * kRows, kQBytes = 2 * kTileBytes<kDim>;
+  static constexpr int kQ = 0, kRing = kQ + 2 * kQBytes;  // queries of this item and the next; a stage: k, v
   static constexpr int kZeros = kRing + kStages * 2 * kTileBytes<kDim>;
-  static constexpr int kBarriers = kZeros + kZeroBytes<kDim>;  // q, full[kStages], empty[kStages]
-  static constexpr int kBytes = kBarriers + (1 + 2 * kStages) * int(sizeof(uint64_t));
+  static constexpr int kBarriers = kZeros + kZeroBytes<kDim>;
+  static constexpr int kBytes = kBarriers + (4 + 2 * kStages) * int(sizeof(uint64_t));
 };
 
-template <class T, int kDim>
-DIT_DEVICE void forward_loads(const ForwardMaps& maps, unsigned char* smem, int first, int groups, int tiles, int head,
-                              int sample) {
+template <int kDim>
+struct ForwardBarriers {
   using Room = ForwardRoom<kDim>;
-  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-  auto *full = q_full + 1, *empty = full + Room::kStages;
-  mbarrier_arrive_expect_tx(q_full, groups * kTileBytes<kDim> + kZeroBytes<kDim>);
-  for (int g = 0; g < groups; ++g)
-    load_tile<kDim>(smem + Room::kQ + g * kTileBytes<kDim>, maps.q, q_full, head, first + g * kRows, sample);
-  load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
-    if (j >= Room::kStages) mbarrier_wait(empty + stage, (j / Room::kStages - 1) & 1);
-    unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
-    mbarrier_arrive_expect_tx(full + stage, 2 * kTileBytes<kDim>);
-    load_tile<kDim>(tile, maps.k, full + stage, head, j * kRows, sample);
-    load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full + stage, head, j * kRows, sample);
+  uint64_t *q_full, *q_empty, *full, *empty;
+
+  DIT_DEVICE explicit ForwardBarriers(unsigned char* smem)
+      : q_full(reinterpret_cast<uint64_t*>(smem + Room::kBarriers)), q_empty(q_full + 2), full(q_empty + 2),
+        empty(full + Room::kStages) {}
+  DIT_DEVICE void init() const {
+    for (int i = 0; i < 2; ++i) {
+      mbarrier_init(q_full + i, 1);
+      mbarrier_init(q_empty + i, kConsumerWarps);
+    }
+    for (int i = 0; i < Room::kStages; ++i) {
+      mbarrier_init(full + i, 1);
+      mbarrier_init(empty + i, kConsumerWarps);
+    }
+    mbarrier_init_fence();
+  }
+};
+
+// 128 queries of one head; the second warpgroup has none where 64 or fewer are left.
+struct QueryItem {
+  int sample, head, first, groups;
+
+  static DIT_DEVICE int per_head(const AttentionForward& a) { return (int(a.queries) + 2 * kRows - 1) / (2 * kRows); }
+  static DIT_DEVICE int count(const AttentionForward& a) { return int(a.batch * a.heads) * per_head(a); }
+  DIT_DEVICE QueryItem(const AttentionForward& a, int i) {
+    const int here = i / per_head(a);
+    sample = here / int(a.heads);
+    head = here % int(a.heads);
+    first = i % per_head(a) * 2 * kRows;
+    groups = int(a.queries) - first > kRows ? 2 : 1;
+  }
+};
+
+template <class T, int kDim, bool kStays>
+DIT_DEVICE void forward_loads(const ForwardMaps& maps, const AttentionForward& a, unsigned char* smem, int tiles) {
+  using Room = ForwardRoom<kDim>;
+  const ForwardBarriers<kDim> barriers(smem);
+  const int count = QueryItem::count(a);
+  int step = 0;
+  for (int i = blockIdx.x, round = 0; i < count; i += gridDim.x, ++round) {
+    const QueryItem item(a, i);
+    unsigned char* q = smem + Room::kQ + (round & 1) * Room::kQBytes;
+    uint64_t* q_full = barriers.q_full + (round & 1);
+    mbarrier_wait(barriers.q_empty + (round & 1), (round / 2 & 1) ^ 1);
+    mbarrier_arrive_expect_tx(q_full, item.groups * kTileBytes<kDim> + (round == 0 ? kZeroBytes<kDim> : 0));
+    for (int g = 0; g < item.groups; ++g)
+      load_tile<kDim>(q + g * kTileBytes<kDim>, maps.q, q_full, item.head, item.first + g * kRows, item.sample);
+    if (round == 0) load_zeros<kDim>(smem + Room::kZeros, maps.q, q_full);
+    for (int j = 0; j < tiles; ++j, ++step) {
+      const int stage = step % Room::kStages;
+      uint64_t* full = barriers.full + stage;
+      mbarrier_wait(barriers.empty + stage, (step / Room::kStages & 1) ^ 1);
+      unsigned char* tile = smem + Room::kRing + stage * 2 * kTileBytes<kDim>;
+      mbarrier_arrive_expect_tx(full, 2 * kTileBytes<kDim>);
+      load_tile<kDim>(tile, maps.k, full, item.head, j * kRows, item.sample);
+      load_tile<kDim>(tile + kTileBytes<kDim>, maps.v, full, item.head, j * kRows, item.sample);
+    }
+    if constexpr (!kStays) break;
   }
 }
 
@@ -235,13 +319,11 @@ struct OnlineSoftmax {
   }
 };
 
-// One warpgroup's 64 queries: what a thread holds of them is of rows row and row + 8.
+// One warpgroup's 64 queries: what a thread holds of them is of rows row and row + 8. `step` counts tiles of keys.
 template <class T, int kDim>
-DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const unsigned char* q, int row, int tiles,
-                             int head, int sample, int lane) {
+DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, const ForwardBarriers<kDim>& barriers,
+                             const unsigned char* q, int row, int tiles, int& step, int head, int sample, int lane) {
   using Room = ForwardRoom<kDim>;
-  auto* q_full = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-  auto *full = q_full + 1, *empty = full + Room::kStages;
   const unsigned char *ring = smem + Room::kRing, *zeros = smem + Room::kZeros;
   const float factor = a.scale * kLog2e;
   const int keys = int(a.keys);
@@ -250,12 +332,11 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
   float s[kRows / 2] = {};
   uint32_t p[kRows / 16][4];
 
-  mbarrier_wait(q_full, 0);
 #pragma unroll 1
-  for (int j = 0; j < tiles; ++j) {
-    const int stage = j % Room::kStages;
+  for (int j = 0; j < tiles; ++j, ++step) {
+    const int stage = step % Room::kStages;
     const unsigned char *k = ring + 2 * stage * kTileBytes<kDim>, *v = k + kTileBytes<kDim>;
-    mbarrier_wait(full + stage, j / Room::kStages & 1);
+    mbarrier_wait(barriers.full + stage, step / Room::kStages & 1);
     wgmma_pin(s);
     wgmma_fence();
     issue_rows_by_rows<T, kDim>(s, q, k, zeros);
@@ -272,7 +353,7 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
     wgmma_commit();
     wgmma_wait<0>();
     out.pin();
-    warp_arrive(empty + stage, lane);
+    warp_arrive(barriers.empty + stage, lane);
   }
 
   float inverse[2];
@@ -286,31 +367,42 @@ DIT_DEVICE void forward_rows(const AttentionForward& a, unsigned char* smem, con
       a.lse[(sample * a.heads + head) * a.queries + r] = (softmax.top[half] + log2f(total)) * kLn2;
   }
   T* to = static_cast<T*>(a.out) + (sample * a.queries * a.heads + head) * kDim;
-  store_sums<T, kDim>(out, inverse, to, a.heads * kDim, row, queries, lane);
+  store_sums<T, kDim, true>(out, inverse, to, a.heads * kDim, row, queries, lane);
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kStays>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_forward_sm90_kernel(const __grid_constant__ ForwardMaps maps, const AttentionForward a) {
   if constexpr (has_wgmma) {
     using Room = ForwardRoom<kDim>;
     auto* smem = dynamic_smem<unsigned char>();
-    const int queries = int(a.queries), query_tiles = (queries + Room::kQueries - 1) / Room::kQueries;
-    const int tiles = (int(a.keys) + kRows - 1) / kRows, item = int(blockIdx.x) / query_tiles;
-    const int first = int(blockIdx.x) % query_tiles * Room::kQueries, head = item % int(a.heads);
-    const int sample = item / int(a.heads), groups = queries - first > kRows ? 2 : 1;
+    const ForwardBarriers<kDim> barriers(smem);
+    const int tiles = (int(a.keys) + kRows - 1) / kRows, count = QueryItem::count(a);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / kGroupWarps;
-    if (threadIdx.x == 0) {
-      auto* barriers = reinterpret_cast<uint64_t*>(smem + Room::kBarriers);
-      for (int i = 0; i < 1 + 2 * Room::kStages; ++i)
-        mbarrier_init(barriers + i, i <= Room::kStages ? 1 : groups * kGroupWarps);
-      mbarrier_init_fence();
-    }
+    if (threadIdx.x == 0) barriers.init();
     __syncthreads();
-    if (threadIdx.x == kConsumers) forward_loads<T, kDim>(maps, smem, first, groups, tiles, head, sample);
-    if (group < groups)
-      forward_rows<T, kDim>(a, smem, smem + Room::kQ + group * kTileBytes<kDim>,
-                            first + group * kRows + warp % kGroupWarps * 16 + lane / 4, tiles, head, sample, lane);
+    if (threadIdx.x >= kConsumers) {
+      if (threadIdx.x == kConsumers) forward_loads<T, kDim, kStays>(maps, a, smem, tiles);
+      return;
+    }
+    int step = 0;
+#pragma unroll 1
+    for (int i = blockIdx.x, round = 0; i < count; i += gridDim.x, ++round) {
+      const QueryItem item(a, i);
+      mbarrier_wait(barriers.q_full + (round & 1), round / 2 & 1);
+      if (group < item.groups) {
+        const unsigned char* q = smem + Room::kQ + (round & 1) * Room::kQBytes + group * kTileBytes<kDim>;
+        forward_rows<T, kDim>(a, smem, barriers, q, item.first + group * kRows + warp % kGroupWarps * 16 + lane / 4,
+                              tiles, step, item.head, item.sample, lane);
+      } else {
+        for (int j = 0; j < tiles; ++j, ++step) {
+          mbarrier_wait(barriers.full + step % Room::kStages, step / Room::kStages & 1);
+          warp_arrive(barriers.empty + step % Room::kStages, lane);
+        }
+      }
+      if constexpr (!kStays) break;
+      warp_arrive(barriers.q_empty + (round & 1), lane);
+    }
   }
 }
 

@@ -49,6 +49,9 @@ struct BackwardMaps {
 constexpr int kBackwardThreads = kConsumers + 128;
 constexpr int kKeyTiles = 4, kItemKeys = kKeyTiles * kRows;  // of an item of dkdv
 
+template <int kDim>
+constexpr bool kWideStores = !kTail<kDim>;  // of the gradients: with 72 columns, no register is left
+
 // What dq leaves for dkdv, each (N, H, Tq).
 struct QueryStats {
   float *base, *norm, *delta;
@@ -232,7 +235,7 @@ class DqGroup {
       }
     }
     T* to = static_cast<T*>(a_.dq.data) + sample_ * a_.dq.stride.sample + head_ * a_.dq.stride.head;
-    store_sums<T, kDim>(dq, factors, to, a_.dq.stride.token, row_, queries, lane_);
+    store_sums<T, kDim, kWideStores<kDim>>(dq, factors, to, a_.dq.stride.token, row_, queries, lane_);
   }
 
   DIT_DEVICE const unsigned char* keys(int stage) const { return ring_ + stage * 2 * kTileBytes<kDim>; }

@@ -30,13 +30,13 @@ struct DkdvBarriers {
         ds_ready(empty + Room::kStages), kv_full(ds_ready + 2), kv_empty(kv_full + 1), stats(kv_empty + 1) {}
   DIT_DEVICE void init() const {
     for (int i = 0; i < Room::kStages; ++i) {
-      mbarrier_init(full + i, 1);
+      mbarrier_init(full + i, kWhole ? 1 : 32);
       mbarrier_init(empty + i, kConsumerWarps);
     }
     for (int i = 0; i < 2; ++i) mbarrier_init(ds_ready + i, kConsumerWarps);
     mbarrier_init(kv_full, 1);
     mbarrier_init(kv_empty, kConsumerWarps);
-    mbarrier_init(stats, kConsumerWarps);
+    mbarrier_init(stats, kConsumers);
     mbarrier_init_fence();
   }
 };
@@ -101,11 +101,12 @@ DIT_DEVICE void dkdv_loads(const BackwardMaps& maps, const AttentionBackward& a,
       if constexpr (!kWhole)
         load_stats(a, reinterpret_cast<float*>(smem + Room::kStats) + stage * 3 * kRows, item.number(a), t * kRows,
                    lane);
-      __syncwarp();
       if (lane == 0) {
         mbarrier_arrive_expect_tx(full, 2 * Room::kTile);
         load_tile<kDim>(tile, maps.q, full, item.head, t * kRows, item.sample);
         load_tile<kDim>(tile + Room::kTile, maps.dout, full, item.head, t * kRows, item.sample);
+      } else if constexpr (!kWhole) {
+        mbarrier_arrive(full);  // of its stats, as in find_stats
       }
       ++step;
     }
@@ -168,7 +169,7 @@ class DkdvGroup {
         all[2 * kItemKeys + r] = rows.delta[half];
       }
     }
-    warp_arrive(barriers_.stats, lane_);
+    mbarrier_arrive(barriers_.stats);  // each for itself: racecheck of compute-sanitizer sees no other order
     mbarrier_wait(barriers_.stats, round & 1);
   }
 
@@ -266,15 +267,15 @@ class DkdvGroup {
       wgmma_fence();
       const unsigned char* ds = smem_ + Room::kDs + buffer * Room::kDsBytes + b * kMainBytes;
       const unsigned char* k = smem_ + Room::kK + b * Room::kTile;
+      const uint64_t left = wgmma_descriptor(ds), main = wgmma_descriptor(k), tail = plain_columns(k + kMainBytes);
 #pragma unroll
       for (int i = 0; i < kRows / 16; ++i) {
-        const uint64_t left = wgmma_descriptor(ds + i * 2 * kSwizzleAtomBytes);
-        wgmma_m64k16<T, kSwizzleRowElements, true, true>(sums.main, left,
-                                                         wgmma_descriptor(k + i * 2 * kSwizzleAtomBytes), true);
+        const int bytes = i * 2 * kSwizzleAtomBytes;
+        wgmma_m64k16<T, kSwizzleRowElements, true, true>(sums.main, wgmma_advance(left, bytes),
+                                                         wgmma_advance(main, bytes), true);
         if constexpr (kTail<kDim>)
-          wgmma_m64k16<T, kPlainRowElements, true, true>(
-              sums.tail, left,
-              wgmma_descriptor_plain(k + kMainBytes + i * 2 * kPlainAtomBytes, kPlainAtomBytes, kPlainAtomBytes), true);
+          wgmma_m64k16<T, kPlainRowElements, true, true>(sums.tail, wgmma_advance(left, bytes),
+                                                         wgmma_advance(tail, i * 2 * kPlainAtomBytes), true);
       }
       wgmma_commit();
     }
@@ -282,7 +283,8 @@ class DkdvGroup {
     sums.pin();
     const float factors[2] = {a_.scale, a_.scale};
     T* to = static_cast<T*>(a_.dq.data) + item.sample * a_.dq.stride.sample + item.head * a_.dq.stride.head;
-    store_sums<T, kDim>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries), lane_);
+    store_sums<T, kDim, kWideStores<kDim>>(sums, factors, to, a_.dq.stride.token, t * kRows + row_, int(a_.queries),
+                                           lane_);
   }
 
   DIT_DEVICE void store(const KeyItem& item, HeadSums<kDim> (&dk)[kMine], HeadSums<kDim> (&dv)[kMine]) const {
@@ -293,8 +295,8 @@ class DkdvGroup {
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
       const int row = item.first + (group_ + 2 * m) * kRows + row_;
-      store_sums<T, kDim>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
-      store_sums<T, kDim>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dk[m], scale, dk_rows, a_.dk.stride.token, row, keys, lane_);
+      store_sums<T, kDim, kWideStores<kDim>>(dv[m], one, dv_rows, a_.dv.stride.token, row, keys, lane_);
     }
   }
 

@@ -47,6 +47,13 @@ class Checkpoint:
     source: str
     notes: list[str] = field(default_factory=list)
 
+    def model(self) -> DiT:
+        """A DiT with these weights, in evaluation mode."""
+        with torch.device("meta"):
+            model = DiT(**self.config)
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval()
+
 
 def convert(
     source: str | Path,
@@ -66,11 +73,7 @@ def convert(
 
 def load(path: str | Path, **options: Any) -> DiT:
     """A DiT in evaluation mode from a checkpoint of any format; options as `read` has them."""
-    checkpoint = read(path, **options)
-    with torch.device("meta"):
-        model = DiT(**checkpoint.config)
-    model.load_state_dict(checkpoint.weights, assign=True)
-    return model.eval()
+    return read(path, **options).model()
 
 
 def read(

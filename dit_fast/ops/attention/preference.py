@@ -34,6 +34,8 @@ WINS = (
         "cpu", "avx2", (torch.float32, torch.bfloat16), (64, 72), (64, 1024),
         "benchmarks/results/cpu-amd-epyc-avx2-attention.json",
     ),
+    Win("cuda", "sm_90", (torch.bfloat16,), (72,), (64, 1024), "benchmarks/results/nvidia-h200-attention.json"),
+    Win("cuda", "sm_90", (torch.bfloat16,), (64,), (64, 256), "benchmarks/results/nvidia-h200-attention.json"),
 )  # fmt: skip
 
 DEFAULT = {"cpu": ("sdpa", "cpu", "reference"), "cuda": ("sdpa", "cuda", "triton", "reference")}

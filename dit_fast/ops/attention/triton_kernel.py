@@ -33,46 +33,9 @@ from torch import Tensor
 from .._core.triton_common import add_dot
 from .heads import new_gradients, units, unpack, views
 from .triton_prepare import prepare, prepare_backward
+from .triton_tiles import load_rows, rows_by_rows, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _load(base, rows, row_stride, count, FIRST: tl.constexpr, WIDTH: tl.constexpr, DH: tl.constexpr):
-    """Rows (R,) of one head, columns FIRST to FIRST + WIDTH: (R, WIDTH), 0 outside of (count, DH)."""
-    column = FIRST + tl.arange(0, WIDTH)
-    mask = rows[:, None] < count
-    if FIRST + WIDTH > DH:
-        mask = mask & (column[None, :] < DH)
-    return tl.load(base + rows[:, None].to(tl.int64) * row_stride + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(base, rows, row_stride, count, value, FIRST: tl.constexpr, WIDTH: tl.constexpr, DH: tl.constexpr):
-    column = FIRST + tl.arange(0, WIDTH)
-    mask = rows[:, None] < count
-    if FIRST + WIDTH > DH:
-        mask = mask & (column[None, :] < DH)
-    pointer = base + rows[:, None].to(tl.int64) * row_stride + column[None, :]
-    tl.store(pointer, value.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _rows_by_rows(
-    a0, a1, b0, b1, a, a_rows, a_stride, a_count, b, b_rows, b_stride, b_count, DH: tl.constexpr, D1: tl.constexpr
-):  # fmt: skip
-    """a b^T of a tile, from the column blocks a0, a1 and b0, b1 of its rows (a1, b1 where D1 > 0) or, of float32, from
-    the rows in memory."""
-    product = tl.zeros((a0.shape[0], b0.shape[0]), tl.float32)
-    if a0.dtype == tl.float32:
-        for first in tl.static_range(0, DH, 16):
-            a_part = _load(a, a_rows, a_stride, a_count, first, 16, DH)
-            product = add_dot(product, a_part, _load(b, b_rows, b_stride, b_count, first, 16, DH).T)
-    else:
-        product = add_dot(product, a0, b0.T)
-        if D1 > 0:
-            product = add_dot(product, a1, b1.T)
-    return product
 
 
 @triton.jit
@@ -96,21 +59,21 @@ def _forward_kernel(
     v += (n * vn + h * vh) * UNIT
     qt, kt, vt = qt * UNIT, kt * UNIT, vt * UNIT
     out += (n * Tq * H + h) * DH
-    q0 = _load(q, rows, qt, Tq, 0, D0, DH)  # (BLOCK_M, D0)
+    q0 = load_rows(q, rows, qt, Tq, 0, D0, DH)  # (BLOCK_M, D0)
     q1 = q0
     if D1 > 0:
-        q1 = _load(q, rows, qt, Tq, D0, D1, DH)  # (BLOCK_M, D1)
+        q1 = load_rows(q, rows, qt, Tq, D0, D1, DH)  # (BLOCK_M, D1)
         acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
     acc0 = tl.zeros((BLOCK_M, D0), tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)  # largest logit so far, base 2
     total = tl.zeros((BLOCK_M,), tl.float32)  # sum of exp2(logit - top)
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        k0 = load_rows(k, keys, kt, Tk, 0, D0, DH)
         k1 = k0
         if D1 > 0:
-            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-        s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
+            k1 = load_rows(k, keys, kt, Tk, D0, D1, DH)
+        s = rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
         s = tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new_top[:, None])
@@ -118,12 +81,12 @@ def _forward_kernel(
         total = total * shrink + tl.sum(p, 1)
         top = new_top
         p = p.to(v.dtype.element_ty)
-        acc0 = add_dot(acc0 * shrink[:, None], p, _load(v, keys, vt, Tk, 0, D0, DH))
+        acc0 = add_dot(acc0 * shrink[:, None], p, load_rows(v, keys, vt, Tk, 0, D0, DH))
         if D1 > 0:
-            acc1 = add_dot(acc1 * shrink[:, None], p, _load(v, keys, vt, Tk, D0, D1, DH))
-    _store(out, rows, H * DH, Tq, acc0 / total[:, None], 0, D0, DH)
+            acc1 = add_dot(acc1 * shrink[:, None], p, load_rows(v, keys, vt, Tk, D0, D1, DH))
+    store_rows(out, rows, H * DH, Tq, acc0 / total[:, None], 0, D0, DH)
     if D1 > 0:
-        _store(out, rows, H * DH, Tq, acc1 / total[:, None], D0, D1, DH)
+        store_rows(out, rows, H * DH, Tq, acc1 / total[:, None], D0, D1, DH)
     tl.store(lse + item * Tq + rows, (top + tl.log2(total)) / LOG2E, mask=rows < Tq)
 
 
@@ -133,12 +96,12 @@ def _s_dp(
     DH: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
 ):  # fmt: skip
     """S, base 2, and dP of one tile (BLOCK_M, BLOCK_N). With D1 of 0, q1, do1 and k1 are not read."""
-    v0 = _load(v, keys, vt, Tk, 0, D0, DH)
+    v0 = load_rows(v, keys, vt, Tk, 0, D0, DH)
     v1 = v0
     if D1 > 0:
-        v1 = _load(v, keys, vt, Tk, D0, D1, DH)
-    s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
-    dp = _rows_by_rows(do0, do1, v0, v1, dout, rows, dt, Tq, v, keys, vt, Tk, DH, D1)
+        v1 = load_rows(v, keys, vt, Tk, D0, D1, DH)
+    s = rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1)
+    dp = rows_by_rows(do0, do1, v0, v1, dout, rows, dt, Tq, v, keys, vt, Tk, DH, D1)
     return tl.where(keys[None, :] < Tk, s * (scale * LOG2E), float("-inf")), dp
 
 
@@ -156,21 +119,21 @@ def _delta_kernel(
     v += (n * vn + h * vh) * UNIT
     qt, kt, vt = qt * UNIT, kt * UNIT, vt * UNIT
     dout += (n * Tq * H + h) * DH
-    q0 = _load(q, rows, qt, Tq, 0, D0, DH)
-    do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
+    q0 = load_rows(q, rows, qt, Tq, 0, D0, DH)
+    do0 = load_rows(dout, rows, H * DH, Tq, 0, D0, DH)
     q1, do1 = q0, do0
     if D1 > 0:
-        q1 = _load(q, rows, qt, Tq, D0, D1, DH)
-        do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
+        q1 = load_rows(q, rows, qt, Tq, D0, D1, DH)
+        do1 = load_rows(dout, rows, H * DH, Tq, D0, D1, DH)
     row_delta = tl.zeros((BLOCK_M,), tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        k0 = load_rows(k, keys, kt, Tk, 0, D0, DH)
         k1 = k0
         if D1 > 0:
-            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+            k1 = load_rows(k, keys, kt, Tk, D0, D1, DH)
         s, dp = _s_dp(
             q0, q1, do0, do1, k0, k1, q, dout, rows, qt, H * DH, Tq, k, v, keys, kt, vt, Tk, scale, DH, D0, D1
         )  # fmt: skip
@@ -197,31 +160,31 @@ def _dq_kernel(
     dq += (n * dqn + h * dqh) * UNIT
     qt, kt, vt, dqt = qt * UNIT, kt * UNIT, vt * UNIT, dqt * UNIT
     dense = (n * Tq * H + h) * DH
-    q0 = _load(q, rows, qt, Tq, 0, D0, DH)
-    do0 = _load(dout + dense, rows, H * DH, Tq, 0, D0, DH)
+    q0 = load_rows(q, rows, qt, Tq, 0, D0, DH)
+    do0 = load_rows(dout + dense, rows, H * DH, Tq, 0, D0, DH)
     acc0 = tl.zeros((BLOCK_M, D0), tl.float32)
     q1, do1 = q0, do0
     if D1 > 0:
-        q1 = _load(q, rows, qt, Tq, D0, D1, DH)
-        do1 = _load(dout + dense, rows, H * DH, Tq, D0, D1, DH)
+        q1 = load_rows(q, rows, qt, Tq, D0, D1, DH)
+        do1 = load_rows(dout + dense, rows, H * DH, Tq, D0, D1, DH)
         acc1 = tl.zeros((BLOCK_M, D1), tl.float32)
     row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
     if EXACT:
         row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
     else:
-        o0 = _load(out + dense, rows, H * DH, Tq, 0, D0, DH)
+        o0 = load_rows(out + dense, rows, H * DH, Tq, 0, D0, DH)
         row_delta = tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
         if D1 > 0:
-            o1 = _load(out + dense, rows, H * DH, Tq, D0, D1, DH)
+            o1 = load_rows(out + dense, rows, H * DH, Tq, D0, D1, DH)
             row_delta += tl.sum(do1.to(tl.float32) * o1.to(tl.float32), 1)
         tl.store(delta + item * Tq + rows, row_delta, mask=rows < Tq)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k0 = _load(k, keys, kt, Tk, 0, D0, DH)
+        k0 = load_rows(k, keys, kt, Tk, 0, D0, DH)
         k1 = k0
         if D1 > 0:
-            k1 = _load(k, keys, kt, Tk, D0, D1, DH)
+            k1 = load_rows(k, keys, kt, Tk, D0, D1, DH)
         s, dp = _s_dp(
             q0, q1, do0, do1, k0, k1, q, dout + dense, rows, qt, H * DH, Tq, k, v, keys, kt, vt, Tk, scale, DH, D0, D1
         )  # fmt: skip
@@ -232,9 +195,9 @@ def _dq_kernel(
         if D1 > 0:
             acc1 = add_dot(acc1, ds, k1)
     row_norm = 1.0 / total
-    _store(dq, rows, dqt, Tq, acc0 * (scale * row_norm)[:, None], 0, D0, DH)
+    store_rows(dq, rows, dqt, Tq, acc0 * (scale * row_norm)[:, None], 0, D0, DH)
     if D1 > 0:
-        _store(dq, rows, dqt, Tq, acc1 * (scale * row_norm)[:, None], D0, D1, DH)
+        store_rows(dq, rows, dqt, Tq, acc1 * (scale * row_norm)[:, None], D0, D1, DH)
     tl.store(norm + item * Tq + rows, row_norm, mask=rows < Tq)
 
 
@@ -257,14 +220,14 @@ def _dkdv_kernel(
     dv += (n * dvn + h * dvh) * UNIT
     qt, kt, vt, dkt, dvt = qt * UNIT, kt * UNIT, vt * UNIT, dkt * UNIT, dvt * UNIT
     dout += (n * Tq * H + h) * DH
-    k0 = _load(k, keys, kt, Tk, 0, D0, DH)
-    v0 = _load(v, keys, vt, Tk, 0, D0, DH)
+    k0 = load_rows(k, keys, kt, Tk, 0, D0, DH)
+    v0 = load_rows(v, keys, vt, Tk, 0, D0, DH)
     dk0 = tl.zeros((BLOCK_N, D0), tl.float32)
     dv0 = tl.zeros((BLOCK_N, D0), tl.float32)
     k1, v1 = k0, v0
     if D1 > 0:
-        k1 = _load(k, keys, kt, Tk, D0, D1, DH)
-        v1 = _load(v, keys, vt, Tk, D0, D1, DH)
+        k1 = load_rows(k, keys, kt, Tk, D0, D1, DH)
+        v1 = load_rows(v, keys, vt, Tk, D0, D1, DH)
         dk1 = tl.zeros((BLOCK_N, D1), tl.float32)
         dv1 = tl.zeros((BLOCK_N, D1), tl.float32)
     for start in range(0, Tq, BLOCK_M):
@@ -272,17 +235,17 @@ def _dkdv_kernel(
         row_lse = tl.load(lse + item * Tq + rows, mask=rows < Tq, other=0.0) * LOG2E
         row_delta = tl.load(delta + item * Tq + rows, mask=rows < Tq, other=0.0)
         row_norm = tl.load(norm + item * Tq + rows, mask=rows < Tq, other=0.0)  # so P is 0 beyond Tq
-        q0 = _load(q, rows, qt, Tq, 0, D0, DH)
-        do0 = _load(dout, rows, H * DH, Tq, 0, D0, DH)
+        q0 = load_rows(q, rows, qt, Tq, 0, D0, DH)
+        do0 = load_rows(dout, rows, H * DH, Tq, 0, D0, DH)
         q1, do1 = q0, do0
         if D1 > 0:
-            q1 = _load(q, rows, qt, Tq, D0, D1, DH)
-            do1 = _load(dout, rows, H * DH, Tq, D0, D1, DH)
-        dp = _rows_by_rows(v0, v1, do0, do1, v, keys, vt, Tk, dout, rows, H * DH, Tq, DH, D1)
+            q1 = load_rows(q, rows, qt, Tq, D0, D1, DH)
+            do1 = load_rows(dout, rows, H * DH, Tq, D0, D1, DH)
+        dp = rows_by_rows(v0, v1, do0, do1, v, keys, vt, Tk, dout, rows, H * DH, Tq, DH, D1)
         if EXACT:
-            s = _rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1).T
+            s = rows_by_rows(q0, q1, k0, k1, q, rows, qt, Tq, k, keys, kt, Tk, DH, D1).T
         else:
-            s = _rows_by_rows(k0, k1, q0, q1, k, keys, kt, Tk, q, rows, qt, Tq, DH, D1)
+            s = rows_by_rows(k0, k1, q0, q1, k, keys, kt, Tk, q, rows, qt, Tq, DH, D1)
         # At most 0 but for rounding; of keys that do not exist, whose logit is 0, it may be anything.
         exponent = tl.minimum(s * (scale * LOG2E) - row_lse[None, :], 1.0)
         p = tl.exp2(exponent) * row_norm[None, :]
@@ -293,11 +256,11 @@ def _dkdv_kernel(
         if D1 > 0:
             dv1 = add_dot(dv1, p, do1)
             dk1 = add_dot(dk1, ds, q1)
-    _store(dk, keys, dkt, Tk, dk0 * scale, 0, D0, DH)
-    _store(dv, keys, dvt, Tk, dv0, 0, D0, DH)
+    store_rows(dk, keys, dkt, Tk, dk0 * scale, 0, D0, DH)
+    store_rows(dv, keys, dvt, Tk, dv0, 0, D0, DH)
     if D1 > 0:
-        _store(dk, keys, dkt, Tk, dk1 * scale, D0, D1, DH)
-        _store(dv, keys, dvt, Tk, dv1, D0, D1, DH)
+        store_rows(dk, keys, dkt, Tk, dk1 * scale, D0, D1, DH)
+        store_rows(dv, keys, dvt, Tk, dv1, D0, D1, DH)
 
 
 FEW_KEYS = 64

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases, inputs and costs of `final_layer`. N batch, A x B patches, D width, P patch size, C channels, M modulated."""
+"""Cases, inputs and costs of `final_layer`. N batch, A x B patches, D width, P patch size, C channels, M modulated;
+L tokens of each sample that are no patches (3 if not said)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,8 @@ def inputs(case: Case, make: Maker) -> dict[str, Any]:
     shift, scale = make(n, 2 * d, gain=0.5).chunk(2, dim=1)  # strided views, as the model passes them
     modulated = case.dims["M"]
     return {
-        "x": make(n, a * b + 3, d, gain=2.0, offset=0.5)[:, : a * b],  # in-context conditioning leaves tokens behind
+        # in-context conditioning leaves tokens behind
+        "x": make(n, a * b + case.dims.get("L", 3), d, gain=2.0, offset=0.5)[:, : a * b],
         "shift": shift if modulated else None,
         "scale": scale if modulated else None,
         "weight": make(p * p * c, d, gain=d**-0.5),
@@ -72,6 +74,6 @@ SPEC = Spec(
     gradients=("x", "shift", "scale", "weight", "bias"),
     cost=cost,
     bench=lambda n: (
-        Case(f"XL/2, N={n}", {"N": n, "A": 16, "B": 16, "D": 1152, "P": 2, "C": 8, "M": 1}),
+        Case(f"XL/2, N={n}", {"N": n, "A": 16, "B": 16, "D": 1152, "P": 2, "C": 8, "M": 1, "L": 0}),
     ),
 )
