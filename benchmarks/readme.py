@@ -37,12 +37,17 @@ def table(path: Path, kind: str) -> str:
 
 def times(rows: Sequence[Row]) -> str:
     """A line a case: the time of each, and how many times its first implementation of ours is as fast as the others."""
-    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    cases: list[tuple[tuple[str, ...], dict[str, Row]]] = []
     for row in rows:
-        cases.setdefault((row.name, row.case, row.dtype, row.direction), {})[row.backend] = row
+        key = row.name, row.case, row.dtype, row.direction
+        last = next((found for k, found in reversed(cases) if k == key), None)
+        if last is None or row.backend in last:  # timed again, beside others: a line of its own
+            last = {}
+            cases.append((key, last))
+        last[row.backend] = row
     names = sorted(dict.fromkeys(row.backend for row in rows), key=lambda name: not is_ours(rows, name))
     lines = ["| | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
-    for key, found in cases.items():
+    for key, found in cases:
         own = next((found[name] for name in names if name in found and found[name].ours), None)
         cells = [cell(found.get(name), own) for name in names]
         lines.append(f"| {', '.join(key)} | " + " | ".join(cells) + " |")

@@ -151,8 +151,8 @@ def bench(session: Session, recipe: Recipe, steps: int) -> Iterator[Row]:
     yield from with_ratios(
         session.row(
             a_step(times[name], steps), 0, flops, recipe.batch / PAPER_STEPS, kind="sample", name=recipe.name,
-            case=f"{recipe.case()}, guided", dims=recipe.dims(), dtype=recipe.dtype, direction="step", backend=name,
-            ours=name not in PEERS, peak_bytes=memory[name][0], memory_method=memory[name][1],
+            case=f"{recipe.case()}, guided, {steps} steps", dims=recipe.dims(), dtype=recipe.dtype, direction="step",
+            backend=name, ours=name not in PEERS, peak_bytes=memory[name][0], memory_method=memory[name][1],
             launches=counts.get(name), error=errors[name], error_eager=errors["eager"],
             note=f"ms are of one step of a chain of {steps}; images a second are of {PAPER_STEPS} such steps",
         )
