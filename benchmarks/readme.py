@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks readme: writes README.md's tables of measurements anew, from the result files they name.
+"""python -m benchmarks readme: writes README.md's tables and plots of measurements anew, from the result files.
 
 A table stands between `<!-- benchmarks RESULT KIND -->` and `<!-- end -->`: RESULT is a file in benchmarks/results,
 KIND the kind of its rows. A test checks that every table is what its file says.
@@ -9,10 +9,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dit_fast.bench.page_charts import batch_charts
+from dit_fast.bench.page_style import CSS
+from dit_fast.bench.plots import standalone
 from dit_fast.bench.schema import Result, Row, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PLOTS = {
+    "h200-forward.svg": ("nvidia-h200-end-to-end.json", "model"),
+    "h200-train.svg": ("nvidia-h200-end-to-end.json", "train"),
+}
+"""Files in docs: images a second by batch, of a result's rows of a kind."""
 MARKED = re.compile(r"(<!-- benchmarks (\S+) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
@@ -80,8 +88,17 @@ def where(result: Result, path: Path, rows: Sequence[Row]) -> str:
     )
 
 
+def plot(path: Path, kind: str) -> str:
+    """An SVG file."""
+    rows = [row for row in read(path).rows if row.kind == kind]
+    once = {(row.backend, row.dims["batch"]): row for row in reversed(rows)}  # the first that was measured
+    return standalone(next(batch_charts(list(once.values()))), CSS)
+
+
 def main() -> int:
     readme = ROOT / "README.md"
+    for name, (result, kind) in PLOTS.items():
+        (ROOT / "docs" / name).write_text(plot(RESULTS / result, kind))
     before = readme.read_text()
     after = current(before)
     readme.write_text(after)

@@ -195,6 +195,35 @@ def _series(series: Series, across: Scale, up: Scale) -> list[str]:
 
 def draw(chart: Chart) -> str:
     """A figure in HTML: the chart, its title and its legend; empty where there is nothing to draw."""
+    body = _body(chart)
+    if not body:
+        return ""
+    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
+    return (
+        f"<figure><figcaption>{escape(chart.title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{body}</svg>'
+        f"{legend(chart.series)}{note}</figure>"
+    )
+
+
+def standalone(chart: Chart, style: str) -> str:
+    """The same as an SVG file with a style sheet of its own: the title above, the legend below."""
+    top, line = 26, 20
+    height = HEIGHT + top + line * -(-len(chart.series) // 2) + 6
+    parts = [f'<text x="{LEFT}" y="18" class="name">{escape(chart.title)}</text>']
+    parts.append(f'<g transform="translate(0 {top})">{_body(chart)}</g>')
+    for i, series in enumerate(chart.series):
+        x, y = LEFT + i % 2 * (WIDTH - LEFT) / 2, top + HEIGHT + 6 + line * (i // 2)
+        parts.append(
+            f'<g transform="translate({x} {y})">{_key(series)}<text x="34" y="10">{escape(series.name)}</text></g>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img"'
+        f' aria-label="{escape(chart.title)}"><style>{escape(style)}</style>{"".join(parts)}</svg>\n'
+    )
+
+
+def _body(chart: Chart) -> str:
     points = [p for s in chart.series for p in s.points if p.x > 0 and p.y > 0]
     if not points:
         return ""
@@ -206,23 +235,17 @@ def draw(chart: Chart) -> str:
         parts += _roof(chart.roof, across, up)
     for series in reversed(chart.series):  # ours are first, and so on top
         parts += _series(series, across, up)
-    parts += _marks(chart.marks, across)
-    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
-    return (
-        f"<figure><figcaption>{escape(chart.title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{"".join(parts)}</svg>'
-        f"{legend(chart.series)}{note}</figure>"
-    )
+    return "".join(parts + _marks(chart.marks, across))
+
+
+def _key(series: Series) -> str:
+    """Its marker on its line, 26 x 12."""
+    style = series.style % len(MARKERS)
+    line = '<path class="line" d="M1 6H25"/>' if series.joined else ""
+    return f'<g class="s{style}{" own" if series.own else ""}">{line}<g>{marker(MARKERS[style], 13, 6)}</g></g>'
 
 
 def legend(series: Sequence[Series]) -> str:
     """Each series with its marker."""
-    items = []
-    for s in series:
-        style = s.style % len(MARKERS)
-        line = '<path class="line" d="M1 6H25"/>' if s.joined else ""
-        shape = f"{line}{marker(MARKERS[style], 13, 6)}"
-        look = f"s{style}{' own' if s.own else ''}"
-        key = f'<svg viewBox="0 0 26 12" class="{look}" aria-hidden="true">{shape}</svg>'
-        items.append(f"<li>{key}{escape(s.name)}</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    keys = (f'<svg viewBox="0 0 26 12" aria-hidden="true">{_key(s)}</svg>{escape(s.name)}' for s in series)
+    return f'<ul class="legend">{"".join(f"<li>{key}</li>" for key in keys)}</ul>'

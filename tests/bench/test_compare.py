@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from xml.etree import ElementTree
 
 import pytest
 
@@ -166,3 +167,12 @@ def test_the_parts_of_a_gpu_run_can_be_run():
             assert isinstance(options, Options) and {*options.kinds} <= runner.KINDS.keys()
             assert options.device == "cuda" and options.dtypes == ("bfloat16",)
             assert all(parse_model(name) for name in options.models)
+
+
+@pytest.mark.parametrize("name", readme.PLOTS)
+def test_plots_are_current(name):
+    result, kind = readme.PLOTS[name]
+    made = readme.plot(readme.RESULTS / result, kind)
+    assert (readme.ROOT / "docs" / name).read_text() == made, "run: python -m benchmarks readme"
+    assert f"docs/{name}" in (readme.ROOT / "README.md").read_text()
+    ElementTree.fromstring(made)
