@@ -47,7 +47,7 @@ def times(rows: Sequence[Row]) -> str:
     """A line a case: the time of each, and how many times its first implementation of ours is as fast as the others."""
     cases: list[tuple[tuple[str, ...], dict[str, Row]]] = []
     for row in rows:
-        key = row.name, row.case, row.dtype, row.direction
+        key: tuple[str, ...] = (row.name, row.case, row.dtype, row.direction)
         last = next((found for k, found in reversed(cases) if k == key), None)
         if last is None or row.backend in last:  # timed again, beside others: a line of its own
             last = {}
