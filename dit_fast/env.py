@@ -17,6 +17,11 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+def quiet_profiler() -> None:
+    """PyTorch's profiler otherwise writes two lines to stderr whenever it is used (Kineto's own variable)."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
 def without_triton_interpret() -> dict[str, str]:
     """The environment for a child process in which Triton compiles its kernels."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -28,16 +28,22 @@ class Ceilings:
         return {"copy_gbytes_per_s": self.copy, "matmul_tflops": dict(self.matmul)}
 
     def share(self, ms: float, dtype: str, moved: float = 0, flops: float = 0) -> tuple[float | None, str | None]:
-        """The least time these bytes and operations need here, over `ms`; and which of the two it is."""
+        """The least time these bytes and operations need here, over `ms`; and which of the two it is.
+
+        A narrower dtype's operations can always be done in float32, which is the faster where a CPU has no
+        instructions for it.
+        """
         needed = {"copy": moved / (self.copy * 1e9)}
         if dtype in self.matmul:
-            needed["matmul"] = flops / (self.matmul[dtype] * 1e12)
+            needed["matmul"] = flops / (max(self.matmul[dtype], self.matmul.get("float32", 0.0)) * 1e12)
         which = max(needed, key=lambda name: needed[name])
         return (needed[which] / (ms * 1e-3), which) if needed[which] > 0 else (None, None)
 
 
 def measure(device: str, dtypes: list[torch.dtype]) -> Ceilings:
-    return Ceilings(copy_bandwidth(device), {str(d).removeprefix("torch."): matmul_rate(device, d) for d in dtypes})
+    """Of a copy, and of products in these dtypes and in float32."""
+    rates = {str(d).removeprefix("torch."): matmul_rate(device, d) for d in dict.fromkeys([torch.float32, *dtypes])}
+    return Ceilings(copy_bandwidth(device), rates)
 
 
 def copy_bandwidth(device: str) -> float:

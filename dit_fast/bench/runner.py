@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dit_fast.env import quiet_profiler
 from dit_fast.ops import NAMES
 
 from . import ceilings
@@ -118,6 +119,7 @@ def measure(
     Raises:
         ValueError: the machine is busy, and that was not allowed.
     """
+    quiet_profiler()
     session = Session(plan[0], ceilings.Ceilings(0.0))
     load = refuse_if_busy(session.device, session.monitor, allow_load)
     about = environment(session.device)

@@ -111,6 +111,8 @@ def test_a_share_is_of_the_ceiling_that_binds():
     assert ceilings.share(1.0, "float32", moved=50e6) == (pytest.approx(0.5), "copy")
     assert ceilings.share(1.0, "float32", moved=50e6, flops=1.5e9) == (pytest.approx(0.75), "matmul")
     assert ceilings.share(1.0, "bfloat16", moved=0, flops=1.5e9) == (None, None)  # its rate was not measured
+    emulated = Ceilings(copy=100.0, matmul={"float32": 2.0, "bfloat16": 0.01})
+    assert emulated.share(1.0, "bfloat16", flops=1.5e9) == (pytest.approx(0.75), "matmul")
 
 
 def test_the_rate_of_products_stops_where_a_product_takes_long(monkeypatch):
