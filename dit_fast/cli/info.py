@@ -74,9 +74,10 @@ def markdown_table() -> str:
         kernels = "forward, backward" if spec.op.backward else "in place"
         cells = {
             "reference": "PyTorch, any device",
-            "cpu": "C++" if spec.op.cpu_module is None else "PyTorch's own",
+            "cpu": "C++",
             "triton": kernels,
             "cuda": kernels if "cuda" in spec.op.native else "",
+            **spec.op.about,
         }
         lines.append(f"| `{name}` | " + " | ".join(cells[b] for b in BACKENDS) + " |")
     return "\n".join(lines)

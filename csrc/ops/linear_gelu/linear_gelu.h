@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arguments of the CPU kernels of linear and linear_gelu. x (M, K); weight (F, K); bias (F,); y, u, dy, du (M, F).
 #pragma once
+#include <algorithm>
+
 #include "common/cpu/isa.h"
 #include "common/dtype.h"
 
 namespace dit {
 
 constexpr int64_t kLinearBlock = 32;    // columns of a work item
-constexpr int64_t kLinearSpan = 1008;   // rows of a work item: so many pay for packing its columns of the weight
+constexpr int64_t kLinearSpan = 1024;   // about the rows of a work item: so many pay for packing its columns
 constexpr int64_t kLinearFewRows = 32;  // so few do not, and read the weight as it lies
 
 struct Linear {
@@ -17,7 +19,9 @@ struct Linear {
   bool gelu;
   Dtype dtype;
 
-  int64_t spans() const { return (rows + kLinearSpan - 1) / kLinearSpan; }
+  // Spans are of equal length, or threads that share them would not get equal work.
+  int64_t spans() const { return std::max<int64_t>(1, (rows + kLinearSpan / 2) / kLinearSpan); }
+  int64_t span_begin(int64_t span) const { return span * rows / spans(); }
   int64_t blocks() const { return (outputs + kLinearBlock - 1) / kLinearBlock; }
 };
 

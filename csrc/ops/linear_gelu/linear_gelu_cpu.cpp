@@ -23,7 +23,7 @@ namespace dit::DIT_ISA {
 namespace {
 
 constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 144, kGroup = 128 / kCols;
-static_assert(kChunk % kRows == 0 && kLinearSpan % kChunk == 0, "tiles fill a chunk, chunks a span");
+static_assert(kChunk % kRows == 0, "tiles fill a chunk");
 static_assert(kLinearBlock % kCols == 0 && kLinearBlock == kPanelPadding, "panels fill a block");
 
 // s and s (1 - s). With exp(-|2z|) nothing overflows, and no digit is lost far below zero, where 1 + tanh(z) cancels.
@@ -81,10 +81,11 @@ struct Room {
   std::unique_ptr<float[]> panels, sums{new float[kGroup * kChunk * kCols]}, x;
 };
 
-// The rows from `start` on of one chunk times the panels in the room, those of the columns from `first` on.
+// The rows of one chunk, from `start` on, times the panels in the room, those of the columns from `first` on.
 template <class T>
-void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start, int64_t first, int64_t panels) {
-  const int64_t rows = std::min(kChunk, a.rows - start), k = a.inputs;
+void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start, int64_t rows, int64_t first,
+                     int64_t panels) {
+  const int64_t k = a.inputs;
   const int64_t parts = std::max<int64_t>(1, (k + kDepth - 1) / kDepth);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = part * k / parts, depth = (part + 1) * k / parts - from;
@@ -157,8 +158,9 @@ void linear(const Linear& a, int64_t begin, int64_t end) {
       const int64_t first = block * kLinearBlock, columns = std::min(count * kLinearBlock, a.outputs - first);
       const T* weight = static_cast<const T*>(a.weight) + first * a.inputs;
       pack_panels({weight, room.panels.get(), a.inputs, columns, 1, a.inputs, a.dtype}, 0, count);
-      for (int64_t row = span * kLinearSpan; row < std::min((span + 1) * kLinearSpan, a.rows); row += kChunk)
-        chunk_of_linear<T>(a, exp, room, row, first, (columns + kCols - 1) / kCols);
+      const int64_t last = a.span_begin(span + 1);
+      for (int64_t row = a.span_begin(span); row < last; row += kChunk)
+        chunk_of_linear<T>(a, exp, room, row, std::min(kChunk, last - row), first, (columns + kCols - 1) / kCols);
       item += count;
     }
   });

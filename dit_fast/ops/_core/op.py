@@ -79,7 +79,8 @@ class Op:
 
     `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say); `preference(tensors)` the
     order in which `auto` tries backends, where it is not the device's; `libraries` why a library's function cannot run.
-    `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
+    `about` says in a few words what a backend is made of, where that is not this op's own kernels in the language of the
+    backend. `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Op:
         strided: tuple[str, ...] = (),
         limits: Limits | None = None,
         cpu_module: str | None = None,
+        about: Mapping[str, str] | None = None,
         preference: Callable[[Sequence[Tensor]], tuple[str, ...]] | None = None,
         libraries: Mapping[str, WhyNot] | None = None,
         flops: tuple[flop_formulas.Formula, ...] = (),
@@ -108,6 +110,7 @@ class Op:
         self.strided = strided
         self.limits = limits
         self.cpu_module = cpu_module
+        self.about = dict(about or {})
         self.backends: dict[str, Backend] = {}
         self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
         self.forward = self._define(name, forward, fake, "forward")

@@ -31,4 +31,5 @@ OP = Op(
     ),
     fake=_fake,
     cpu_module="cpu_kernel",
+    about={"cpu": "PyTorch's own"},
 )

@@ -58,5 +58,6 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     cpu_module="cpu_kernel",
+    about={"cpu": "C++ (AVX2), oneDNN (AVX-512)", "triton": "cuBLASLt, Triton's gradient of GELU"},
     flops=(_flops, _backward_flops),
 )
