@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks.end_to_end: DiT-XL/2 whole on the GPU present, sampling, inference, training and memory, within
-a number of minutes, the most telling first.
+"""python -m benchmarks.end_to_end: whole models, their sampling, inference, training and memory, within a number of
+minutes, the most telling first: DiT-XL/2 on the GPU present, or smaller models on a CPU, which has to be idle.
 
 Each part is a process with a time limit of its own: one that hangs or crashes loses its own rows, and rows that were
 measured stay. One JSON file a run goes to benchmarks/results/, to be committed. Nothing is fetched.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from dit_fast.bench.environment import environment
 from dit_fast.bench.runner import measure
 from dit_fast.bench.schema import read
 from dit_fast.bench.session import Options
@@ -28,7 +29,10 @@ XL = Options(models=("DiT-XL/2",), dtypes=("bfloat16",), device="cuda")
 SAMPLE, MODEL, TRAIN = (replace(XL, kinds=(kind,)) for kind in ("sample", "model", "train"))
 AUTO = ("auto",)
 
-PARTS: dict[str, tuple[float, list[Options]]] = {
+Parts = dict[str, tuple[float, list[Options]]]
+"""Name: (minutes at most, what it measures), the most telling first. Compilers take minutes, so they come late."""
+
+ON_GPU: Parts = {
     "sample": (2.5, [
         replace(SAMPLE, batches=(1,), steps=25, rounds=3, peers=("plain",)),
         replace(SAMPLE, batches=(32,), steps=10, rounds=3, peers=("plain",)),
@@ -48,7 +52,38 @@ PARTS: dict[str, tuple[float, list[Options]]] = {
     "long": (2.0, [replace(SAMPLE, batches=(32,), steps=250, rounds=1, peers=("none",), backends=AUTO)]),
     "memory": (1.5, [replace(XL, kinds=("memory",), batches=(32,), peers=("eager", "plain"), backends=AUTO)]),
 }  # fmt: skip
-"""Name: (minutes at most, what it measures), the most telling first. Compilers take minutes, so they come late."""
+
+S = Options(models=("DiT-S/2",), dtypes=("float32",), device="cpu")
+SAMPLE, MODEL, TRAIN = (replace(S, kinds=(kind,)) for kind in ("sample", "model", "train"))
+RUNTIMES = ("openvino", "onnxruntime")
+EMULATED = ("bfloat16",)
+"""Slow in PyTorch on a CPU without instructions for it: fewer rounds and peers."""
+
+ON_CPU: Parts = {
+    "sample": (8.0, [
+        replace(SAMPLE, dtypes=dtypes, batches=(1,), steps=10, rounds=3, peers=("plain",))
+        for dtypes in (EMULATED, S.dtypes)
+    ]),
+    "model": (25.0, [
+        replace(MODEL, batches=(2,), rounds=9),
+        replace(MODEL, batches=(8,), rounds=7, peers=("plain", "compile", "compile-frozen", "diffusers", *RUNTIMES)),
+        replace(MODEL, models=("DiT-B/2",), batches=(2, 8), rounds=5, peers=("plain", "compile", *RUNTIMES)),
+    ]),
+    "train": (14.0, [
+        replace(TRAIN, batches=(8,), rounds=5, peers=("plain", "compile")),
+        replace(TRAIN, dtypes=EMULATED, batches=(8,), rounds=3, peers=("plain", "compile")),
+    ]),
+    "bfloat16": (6.0, [replace(MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
+    "large": (8.0, [
+        replace(MODEL, models=("DiT-XL/2",), batches=(2,), rounds=3, peers=("compile", "openvino"), backends=AUTO)
+    ]),
+    "unets": (8.0, [replace(S, models=(), kinds=("unets",), batches=(1,))]),
+    "growth": (12.0, [replace(S, models=(), kinds=("growth",))]),
+    "memory": (5.0, [replace(S, kinds=("memory",), batches=(8,), peers=("eager", "plain", *RUNTIMES), backends=AUTO)]),
+}  # fmt: skip
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PARTS, MINUTES = (ON_GPU, 9.0) if DEVICE == "cuda" else (ON_CPU, 80.0)
 
 
 def run_part(name: str, minutes: float, folder: Path, target: Path, commit: str = "") -> str:
@@ -83,23 +118,22 @@ def merge(folder: Path, target: Path, commit: str = "") -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas: {','.join(PARTS)}")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all together")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all together")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--commit", default="", help="what is measured, where there is no git to ask")
     parser.add_argument("--part", choices=PARTS, help="this process is one part")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("benchmarks.end_to_end: this Python's torch sees no GPU", file=sys.stderr)
-        return 2
     if arguments.part:
         plan = [replace(options, minutes=arguments.minutes) for options in PARTS[arguments.part][1]]
-        _, refused = measure(plan, True, arguments.out / f"{arguments.part}.json")
+        _, refused = measure(plan, DEVICE == "cuda", arguments.out / f"{arguments.part}.json")
         return 1 if refused else 0
     for name in arguments.only.split(","):
         if name not in PARTS:
             parser.error(f"--only must name parts among {', '.join(PARTS)}, got {name!r}")
     begun, verdicts = time.monotonic(), []
-    device = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    about = environment(DEVICE)
+    words = about["device"] if DEVICE == "cuda" else f"cpu {about['device']} {about['instruction set']}"
+    device = re.sub(r"\W+", "-", words.lower()).strip("-")
     folder = ROOT / "build" / "end_to_end"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import end_to_end, readme
-from dit_fast.bench import base, runner
+from dit_fast.bench import base, model, runner, sample, train
 from dit_fast.bench.compare import compare, uncertainty
 from dit_fast.bench.recipe import parse_model
 from dit_fast.bench.schema import Result, Row, read, summary
@@ -161,12 +161,15 @@ def test_a_part_that_hangs_is_stopped_and_one_that_fails_says_so(monkeypatch, tm
     assert (tmp_path / "t.json").exists()
 
 
-def test_the_parts_of_a_gpu_run_can_be_run():
-    for _, plan in end_to_end.PARTS.values():
+@pytest.mark.parametrize("device,parts", [("cuda", end_to_end.ON_GPU), ("cpu", end_to_end.ON_CPU)])
+def test_the_parts_of_a_run_can_be_run(device, parts):
+    for _, plan in parts.values():
         for options in plan:
             assert isinstance(options, Options) and {*options.kinds} <= runner.KINDS.keys()
-            assert options.device == "cuda" and options.dtypes == ("bfloat16",)
+            assert options.device == device and options.dtypes and {*options.dtypes} <= {*runner.DTYPES}
             assert all(parse_model(name) for name in options.models)
+            known = {*model.PEERS, *train.PEERS, *sample.PEERS, "none"}
+            assert {*options.peers} <= known and {*options.backends} <= {*train.OWN}
 
 
 @pytest.mark.parametrize("name", readme.PLOTS)
