@@ -34,6 +34,7 @@ from dit_fast import env
 from . import flops as flop_formulas
 from . import native, triton_interpreter
 from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, add_op, announce, current_backend
+from .direct import why_not_direct
 from .triton_support import triton_why_not
 
 LIBRARY = torch.library.Library("dit_fast", "DEF")
@@ -79,8 +80,8 @@ class Op:
 
     `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say); `preference(tensors)` the
     order in which `auto` tries backends, where it is not the device's; `libraries` why a library's function cannot run.
-    `about` says in a few words what a backend is made of, where that is not this op's own kernels in the language of the
-    backend. `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
+    `about` says in a few words what a backend is made of, where that is not this op's own kernels in the backend's
+    language. `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
     """
 
     def __init__(
@@ -113,15 +114,21 @@ class Op:
         self.about = dict(about or {})
         self.backends: dict[str, Backend] = {}
         self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
-        self.forward = self._define(name, forward, fake, "forward")
+        self.forward, self._run = self._define(name, forward, fake, "forward")
         self.backward: Any = None
         if backward is not None:
             assert fake_backward is not None and save is not None and gradient is not None
-            self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
+            self.backward, _ = self._define(f"{name}_backward", backward, fake_backward, "backward")
             self._register_gradient(save, gradient)
         for operator, formula in zip((name, f"{name}_backward"), flops, strict=False):
             flop_formulas.register(getattr(torch.ops.dit_fast, operator), formula)
         OPS[name] = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What `self.forward` gives, without the operator's machinery where that would go unnoticed."""
+        if why_not_direct(arguments) is not None:
+            return self.forward(*arguments)
+        return self._run(*arguments)
 
     def _register_gradient(self, save: Callable[..., None], gradient: Callable[..., Any]) -> None:
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -131,22 +138,23 @@ class Op:
         torch.library.register_autograd(f"dit_fast::{self.name}", gradient, setup_context=setup, lib=LIBRARY)
         torch.library.register_autograd(f"dit_fast::{self.name}_backward", self._no_double_backward, lib=LIBRARY)
 
-    def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> Any:
+    def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> tuple[Any, Any]:
+        """The operator, and what runs when it is called."""
         LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1), tags=torch.Tag.pt2_compliant_tag)
         operator = getattr(torch.ops.dit_fast, name).default
         schema_arguments = operator._schema.arguments[:-1]
         strided = [argument.name in self.strided for argument in schema_arguments]
-        written = [argument.is_write for argument in schema_arguments]
+        written = [i for i, argument in enumerate(schema_arguments) if argument.is_write]
 
         def run(*arguments: Any) -> Any:
             *given, backend = arguments
             dense = [_dense(a, keep) for a, keep in zip(given, strided, strict=True)]
             first = next(tensors_in(dense))
-            with torch.cuda.device_of(first) if first.is_cuda else nullcontext():  # Triton launches on the current one
+            current = torch.cuda.device_of(first) if first.is_cuda else nullcontext()  # where Triton launches
+            with current, torch._C._AutoDispatchBelowADInplaceOrView():  # no result is a view to autograd
                 result = getattr(self._backend(backend), direction)(*dense)
-            for original, changed, is_written in zip(given, dense, written, strict=True):
-                if is_written:
-                    _write_back(original, changed)
+            for i in written:
+                _write_back(given[i], dense[i])
             return result
 
         def run_fake(*arguments: Any) -> Any:
@@ -154,7 +162,7 @@ class Op:
 
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"dit_fast::{name}", run_fake, lib=LIBRARY)
-        return operator
+        return operator, run
 
     def _no_double_backward(self, ctx: Any, *gradients: Tensor) -> None:
         raise NotImplementedError(

@@ -35,4 +35,4 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     backend = OP.select(x, shift, scale)
     if backend == "reference":
         return reference(x, shift, scale, eps)
-    return OP.forward(x, shift, scale, eps, backend)[0]
+    return OP(x, shift, scale, eps, backend)[0]

@@ -67,7 +67,7 @@ def attention(
             return LIBRARIES[backend][0](q, k, v, scale).flatten(2)
     affine = _affine(q, weights)
     rope = None if rope is None else rope.detach().float().contiguous()
-    return OP.forward(q, k, v, affine, rope, scale, NORMS[norm], eps, backend)[0]
+    return OP(q, k, v, affine, rope, scale, NORMS[norm], eps, backend)[0]
 
 
 def _check_heads(q: Tensor, k: Tensor | None, v: Tensor | None) -> None:

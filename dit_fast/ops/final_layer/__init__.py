@@ -65,4 +65,4 @@ def final_layer(
     if backend == "reference":
         with without_autocast(x.device.type):  # else linear would round what was just widened
             return reference(x, shift, scale, weight, bias, grid=grid, patch_size=p, eps=eps)
-    return OP.forward(x, shift, scale, weight, bias, h, w, p, eps, backend)[0]
+    return OP(x, shift, scale, weight, bias, h, w, p, eps, backend)[0]

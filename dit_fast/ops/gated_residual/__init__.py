@@ -35,4 +35,4 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     backend = OP.select(x, y, gate)
     if backend == "reference":
         return reference(x, y, gate)
-    return OP.forward(x, y, gate, backend)
+    return OP(x, y, gate, backend)

@@ -44,4 +44,4 @@ def gated_residual_adaln(
     backend = OP.select(x, y, gate, shift, scale)
     if backend == "reference":
         return reference(x, y, gate, shift, scale, eps)
-    return OP.forward(x, y, gate, shift, scale, eps, backend)[:2]
+    return OP(x, y, gate, shift, scale, eps, backend)[:2]

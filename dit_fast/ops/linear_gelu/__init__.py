@@ -41,4 +41,4 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if backend == "reference":
         return reference(x, weight, bias)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-    return OP.forward(x, weight, bias, keep, backend)[0]
+    return OP(x, weight, bias, keep, backend)[0]

@@ -4,13 +4,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .._core import KERNEL_DTYPES, autocast, current_backend
+from .._core import KERNEL_DTYPES, autocast, current_backend, why_not_direct
 from .._core.backends import announce
 from . import cpu_linear
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,27 +39,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         announce("linear", "cpu", "PyTorch", [reason])
         return F.linear(*given)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # no view to autograd
+        return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why PyTorch's function has to serve, whatever the sizes; None where a faster kernel may."""
-    if torch.compiler.is_compiling():
-        return "a graph is traced: its compiler has linears of its own"
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    if any(type(tensor) not in PLAIN for tensor in tensors):
-        return "a tensor is of a class of its own"
+    if (reason := why_not_direct((x, weight, bias))) is not None:
+        return reason
     if x.device.type != "cpu":
         return f"tensors are on {x.device.type}"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "a gradient is wanted"
-    if current_backend("linear_gelu") not in ("auto", "cpu"):
-        return f"backend {current_backend('linear_gelu')!r} has no linear of its own"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a transform of torch.func or forward-mode differentiation is active"
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or torch._C._get_tracing_state():
-        return "a mode or a trace wants to see PyTorch's own operators"
-    return None
+    backend = current_backend("linear_gelu")
+    return None if backend in ("auto", "cpu") else f"backend {backend!r} has no linear of its own"
 
 
 def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:

@@ -46,4 +46,4 @@ def patch_embed(x: Tensor, weight: Tensor, bias: Tensor | None, pos: Tensor) -> 
     if backend == "reference":
         with without_autocast(x.device.type):  # else conv2d would round what was just widened
             return reference(x, weight, bias, pos)
-    return OP.forward(x, weight, bias, pos, backend)
+    return OP(x, weight, bias, pos, backend)
