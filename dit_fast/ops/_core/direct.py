@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def why_not_direct(arguments: Sequence[Any]) -> str | None:
     """Who needs the operator (or PyTorch's function) to be called on these arguments; None if nobody would notice."""
@@ -15,7 +17,7 @@ def why_not_direct(arguments: Sequence[Any]) -> str | None:
         return "a graph is traced"
     gradient = torch.is_grad_enabled()
     for argument in arguments:
-        if type(argument) is Tensor or type(argument) is torch.nn.Parameter:
+        if type(argument) in PLAIN:
             if gradient and argument.requires_grad:
                 return "a gradient is wanted"
             if argument.is_neg() or argument.layout is not torch.strided:

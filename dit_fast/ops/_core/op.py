@@ -283,11 +283,9 @@ class Op:
 
 def _dense(argument: Any, strided: bool) -> Any:
     """The argument as kernels take it (see the module); what is no tensor, as it is."""
-    if isinstance(argument, list):
-        return [_dense(item, strided) for item in argument]
-    if not isinstance(argument, Tensor) or (strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1)):
-        return argument
-    return argument.contiguous()
+    if isinstance(argument, Tensor):
+        return argument if strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1) else argument.contiguous()
+    return [_dense(item, strided) for item in argument] if isinstance(argument, list) else argument
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:

@@ -31,7 +31,7 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     check_tensor("adaln", "shift", shift, (n, d))
     check_tensor("adaln", "scale", scale, (n, d))
     x, shift, scale = autocast(x, shift, scale)
-    check_same("adaln", {"x": x, "shift": shift, "scale": scale})
+    check_same("adaln", "x", x, shift=shift, scale=scale)
     backend = OP.select(x, shift, scale)
     if backend == "reference":
         return reference(x, shift, scale, eps)

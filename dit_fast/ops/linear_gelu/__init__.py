@@ -36,7 +36,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check_tensor("linear_gelu", "x", x, ("...",) * getattr(x, "ndim", 0))
     check_tensor("linear_gelu", "bias", bias, (f,))
     x, weight, bias = autocast(x, weight, bias, matmul=True)
-    check_same("linear_gelu", {"x": x, "weight": weight, "bias": bias})
+    check_same("linear_gelu", "x", x, weight=weight, bias=bias)
     backend = OP.select(x, weight, bias)
     if backend == "reference":
         return reference(x, weight, bias)
