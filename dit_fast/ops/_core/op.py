@@ -148,7 +148,7 @@ class Op:
 
         def run(*arguments: Any) -> Any:
             *given, backend = arguments
-            dense = [_dense(a, keep) for a, keep in zip(given, strided, strict=True)]
+            dense = [*map(_dense, given, strided)]
             first = next(tensors_in(dense))
             current = torch.cuda.device_of(first) if first.is_cuda else nullcontext()  # where Triton launches
             with current, torch._C._AutoDispatchBelowADInplaceOrView():  # no result is a view to autograd

@@ -31,15 +31,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x, weight, bias = autocast(x, weight, bias, matmul=True)
     if _unfit(x, weight, bias) is not None:
         return F.linear(*given)
-    rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    if cpu_linear.why_not("own") is None:
-        y = cpu_linear.own(rows.contiguous(), weight, bias)
-    elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
-        y = cpu_linear.onednn(rows, weight, bias)
-    else:
-        announce("linear", "cpu", "PyTorch", [reason])
-        return F.linear(*given)
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # no view to autograd
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # to autograd the result is no view
+        rows = x.contiguous().view(-1, x.shape[-1])  # (M, K)
+        if cpu_linear.why_not("own") is None:
+            y = cpu_linear.own(rows, weight, bias)
+        elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
+            y = cpu_linear.onednn(rows, weight, bias)
+        else:
+            announce("linear", "cpu", "PyTorch", [reason])
+            return F.linear(*given)
         return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -47,7 +47,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why PyTorch's function has to serve, whatever the sizes; None where a faster kernel may."""
     if (reason := why_not_direct((x, weight, bias))) is not None:
         return reason
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"tensors are on {x.device.type}"
     backend = current_backend("linear_gelu")
     return None if backend in ("auto", "cpu") else f"backend {backend!r} has no linear of its own"
@@ -59,6 +59,6 @@ def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "shapes that do not fit, or nothing to do"
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or not bias.is_contiguous()):
         return "a bias of another shape, dtype or layout"
-    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or weight.device != x.device:
+    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or not weight.is_cpu:
         return "dtypes or devices that differ, or are none of the kernels'"
     return None if weight.is_contiguous() else "a weight that is not dense"
