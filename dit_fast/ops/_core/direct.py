@@ -15,12 +15,12 @@ def why_not_direct(arguments: Sequence[Any]) -> str | None:
     """Who needs the operator (or PyTorch's function) to be called on these arguments; None if nobody would notice."""
     if torch.compiler.is_compiling():  # asked first: what follows cannot be traced
         return "a graph is traced"
-    gradient = torch.is_grad_enabled()
+    gradient, strided = torch.is_grad_enabled(), torch.strided
     for argument in arguments:
         if type(argument) in PLAIN:
             if gradient and argument.requires_grad:
                 return "a gradient is wanted"
-            if argument.is_neg() or argument.layout is not torch.strided:
+            if argument.is_neg() or argument.layout is not strided:
                 return "a tensor's memory does not hold its values one by one, or with the other sign"
         elif isinstance(argument, Tensor):
             return "a tensor is of a class of its own"

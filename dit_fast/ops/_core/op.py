@@ -197,15 +197,14 @@ class Op:
         """Why `backend` cannot run on these tensors; None if it can. The error, skip reason and table cell."""
         if backend == "reference":
             return None
-        dtype = tensors[0].dtype
         if backend in self.libraries:
             return self.libraries[backend](tensors)
         if backend not in BACKENDS:  # asked first: a graph that had looked into `backends` would be guarded by it
             if backend in self.backends:
                 return self.backends[backend].why_not(tensors)
             return f"{self.name} has no backend {backend!r}"
-        if dtype not in KERNEL_DTYPES:
-            return f"{dtype} is not among float32, bfloat16, float16"
+        if tensors[0].dtype not in KERNEL_DTYPES:
+            return f"{tensors[0].dtype} is not among float32, bfloat16, float16"
         reason = self._missing(backend, tensors[0].device)
         if reason is None and self.limits is not None:
             reason = self.limits(backend, tensors)
