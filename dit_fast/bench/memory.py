@@ -27,14 +27,8 @@ CUDA_METHOD = "torch.cuda.max_memory_allocated over one call, in a process of it
 
 
 def rows(session: Session) -> Iterator[Row]:
-    options = session.options
-    for name in options.models or (MODEL,):
-        for dtype in session.dtypes():
-            for batch in options.batches or (BATCH,):
-                for direction in options.directions or ("forward", "step"):
-                    if session.out_of_time():
-                        return
-                    yield from bench(session, name, batch, dtype, direction)
+    for name, dtype, batch, direction in session.cases(MODEL, BATCH, ("forward", "step")):
+        yield from bench(session, name, batch, dtype, direction)
 
 
 def jobs(session: Session, recipe: Recipe, dtype: torch.dtype, direction: str) -> dict[str, Job]:

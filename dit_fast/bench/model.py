@@ -27,6 +27,9 @@ from .timing import Step
 ROUNDS = 9
 MODEL, BATCH = "DiT-S/2", 2
 DIRECTIONS = ("forward", "forward+backward")
+PAUSE = 0.1
+"""Seconds, after which the threads of every peer sleep: ONNX Runtime's spin for 0.055."""
+
 OWN = {"cpu": ("auto", "cpu"), "cuda": ("auto", "cuda", "triton")}
 """Backends of ours that are timed where none is named."""
 
@@ -46,15 +49,10 @@ class Entry:
 
 def rows(session: Session) -> Iterator[Row]:
     options = session.options
-    for name in options.models or (MODEL,):
-        for dtype in session.dtypes():
-            for batch in options.batches or (BATCH,):
-                recipe = Recipe(name, batch, str(dtype).removeprefix("torch."), options.device, options.image_size)
-                for direction in options.directions or ("forward",):
-                    if session.out_of_time():
-                        return
-                    with session.spared(f"model: {name}, {recipe.case()}, {direction}"):
-                        yield from bench(session, recipe, direction == "forward+backward")
+    for name, dtype, batch, direction in session.cases(MODEL, BATCH, ("forward",)):
+        recipe = Recipe(name, batch, str(dtype).removeprefix("torch."), options.device, options.image_size)
+        with session.spared(f"model: {name}, {recipe.case()}, {direction}"):
+            yield from bench(session, recipe, direction == "forward+backward")
 
 
 def own_step(recipe: Recipe, backend: str, train: bool) -> Step:
@@ -130,8 +128,11 @@ def bench(session: Session, recipe: Recipe, train: bool) -> Iterator[Row]:
         counts = {}
         if recipe.device == "cuda":
             counts = {n: launches(e.step) for n, e in entries.items() if not isinstance(e.step, Child)}
-        warm_up = 1 if recipe.device == "cpu" else 3
-        times = session.time({n: e.step for n, e in entries.items()}, session.options.rounds or ROUNDS, "", warm_up)
+        steps, rounds = {n: e.step for n, e in entries.items()}, session.options.rounds or ROUNDS
+        if recipe.device == "cpu":
+            times = session.time(steps, rounds, warm_up=1, pause=PAUSE)
+        else:
+            times = session.time(steps, rounds)
         error_eager = entries["eager"].error
         yield from with_ratios(
             session.row(

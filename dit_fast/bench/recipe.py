@@ -105,13 +105,12 @@ class Recipe:
 
 @contextmanager
 def kernels_of(backend: str) -> Iterator[None]:
-    """`backend` for the ops that have it, and `auto` for those that do not."""
-    others = {}
-    if backend in ("cpu", "cuda"):
-        others = {name: "auto" for name in NAMES if backend not in OPS[name].native and not has_module(name, backend)}
+    """`backend` for the ops that have it, and `auto` for those that do not; where none has, it is asked for all."""
+    without = [name for name in NAMES if backend in ("cpu", "cuda") and not has_kernel(name, backend)]
+    others = {name: "auto" for name in without} if len(without) < len(NAMES) else {}
     with use_backend(backend, **others):
         yield
 
 
-def has_module(name: str, backend: str) -> bool:
-    return backend == "cpu" and OPS[name].cpu_module is not None
+def has_kernel(name: str, backend: str) -> bool:
+    return backend in OPS[name].native or (backend == "cpu" and OPS[name].cpu_module is not None)

@@ -62,14 +62,10 @@ PEERS = {"eager": Way("reference", OFF), "plain": Way(None, OFF), "compile": Way
 
 def rows(session: Session) -> Iterator[Row]:
     options = session.options
-    for name in options.models or (MODEL,):
-        for dtype in session.dtypes():
-            for batch in options.batches or (BATCH,):
-                if session.out_of_time():
-                    return
-                recipe = Recipe(name, batch, str(dtype).removeprefix("torch."), options.device, options.image_size)
-                with session.spared(f"sample: {name}, {recipe.case()}"):
-                    yield from bench(session, recipe, options.steps or STEPS)
+    for name, dtype, batch, _ in session.cases(MODEL, BATCH):
+        recipe = Recipe(name, batch, str(dtype).removeprefix("torch."), options.device, options.image_size)
+        with session.spared(f"sample: {name}, {recipe.case()}"):
+            yield from bench(session, recipe, options.steps or STEPS)
 
 
 def labels_of(recipe: Recipe) -> list[int]:

@@ -2,9 +2,10 @@
 """What one run is told, and what its kinds share: clock, ceilings, the watch for load, the list of the absent."""
 
 import gc
+import itertools
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,20 @@ class Session:
         minutes = self.options.minutes
         return minutes is not None and time.monotonic() - self.begun > 60 * minutes
 
+    def cases(
+        self, model: str, batch: int, directions: Sequence[str] = ()
+    ) -> Iterator[tuple[str, torch.dtype, int, str]]:
+        """Every model, dtype, batch and direction asked for, or these; none is begun past the time.
+
+        A kind that knows no directions has one, "".
+        """
+        told = self.options
+        ways = (told.directions or directions) if directions else ("",)
+        for case in itertools.product(told.models or (model,), self.dtypes(), told.batches or (batch,), ways):
+            if self.out_of_time():
+                return
+            yield case
+
     @contextmanager
     def spared(self, where: str) -> Iterator[None]:
         """A block that may need more memory than there is: `where` is then listed as absent, and the run goes on."""
@@ -91,11 +106,16 @@ class Session:
         self.absent[what] = f"NOT TIMED, IT IS WRONG: {reason}"
 
     def time(
-        self, steps: Mapping[str, Step | TimesItself], rounds: int, temperature: str = "", warm_up: int = 3
+        self,
+        steps: Mapping[str, Step | TimesItself],
+        rounds: int,
+        temperature: str = "",
+        warm_up: int = 3,
+        pause: float = 0.0,
     ) -> dict[str, Timing]:
         """Alternating, watched: every row of the set is marked where others used the machine meanwhile."""
         self.monitor.start()
-        seconds = time_alternating(steps, rounds, self.device, temperature, warm_up)
+        seconds = time_alternating(steps, rounds, self.device, temperature, warm_up, pause)
         cores = self.monitor.stop()
         return {name: summary(values, is_loaded(cores, self.device), cores) for name, values in seconds.items()}
 

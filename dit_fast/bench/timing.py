@@ -64,9 +64,19 @@ class DeviceClock:
 
 
 def time_alternating(
-    functions: Mapping[str, Step | TimesItself], rounds: int, device: str, temperature: str = "", warm_up: int = 3
+    functions: Mapping[str, Step | TimesItself],
+    rounds: int,
+    device: str,
+    temperature: str = "",
+    warm_up: int = 3,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns so that a drift of the machine touches all alike."""
+    """Seconds of each call, the functions taking turns so that a drift of the machine touches all alike.
+
+    Each round begins with the next one, so that none always follows the same. `pause`: seconds of sleep before each
+    call, for functions with threads of their own (OpenVINO's, ONNX Runtime's), which wait for work by spinning on the
+    cores of the next.
+    """
     clock: Callable[[Step], float] = DeviceClock(temperature) if temperature else HostClock(device)
 
     def once(function: Step | TimesItself) -> float:
@@ -76,7 +86,10 @@ def time_alternating(
         for _ in range(warm_up):
             once(function)
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(once(function))
+    for i in range(rounds):
+        names = list(functions)
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(pause)
+            times[name].append(once(functions[name]))
     return times

@@ -65,14 +65,10 @@ PEERS = {
 
 def rows(session: Session) -> Iterator[Row]:
     options = session.options
-    for name in options.models or (MODEL,):
-        for dtype in session.dtypes():
-            for batch in options.batches or (BATCH,):
-                if session.out_of_time():
-                    return
-                recipe = Recipe(name, batch, "float32", options.device, options.image_size)
-                with session.spared(f"train: {name}, {recipe.case()}"):
-                    yield from bench(session, recipe, dtype)
+    for name, dtype, batch, _ in session.cases(MODEL, BATCH):
+        recipe = Recipe(name, batch, "float32", options.device, options.image_size)
+        with session.spared(f"train: {name}, {recipe.case()}"):
+            yield from bench(session, recipe, dtype)
 
 
 class LerpEMA:

@@ -37,8 +37,16 @@ def test_functions_take_turns_and_one_may_time_itself():
     calls = []
     steps = {"a": lambda: calls.append("a"), "elsewhere": Elsewhere(calls)}
     times = time_alternating(steps, 3, "cpu", warm_up=2)
-    assert calls == ["a", "a", "elsewhere", "elsewhere", *["a", "elsewhere"] * 3]
+    assert calls == ["a", "a", "elsewhere", "elsewhere", "a", "elsewhere", "elsewhere", "a", "a", "elsewhere"]
     assert times["elsewhere"] == [7.0] * 3 and all(0 <= t < 1 for t in times["a"]) and len(times["a"]) == 3
+
+
+def test_each_round_begins_with_the_next_and_all_pause(monkeypatch):
+    calls = []
+    monkeypatch.setattr("dit_fast.bench.timing.time.sleep", calls.append)
+    time_alternating({name: lambda n=name: calls.append(n) for name in "abc"}, 4, "cpu", warm_up=0, pause=0.5)
+    assert [name for name in calls if name != 0.5] == [*"abc", *"bca", *"cab", *"abc"]
+    assert calls[::2] == [0.5] * 12
 
 
 def test_summary_is_the_median_and_the_middle_half():

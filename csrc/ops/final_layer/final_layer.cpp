@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "common/cpu/panels_of.h"
 #include "common/device.h"
 
 namespace dit {
@@ -18,14 +19,6 @@ struct Cut {
 };
 
 #if !defined(DIT_HOST_EXEC)
-// The (rows, cols) matrix at weight[row * row_step + col * col_step] as panels.
-Tensor panels_of(const Tensor& weight, int64_t rows, int64_t cols, int64_t row_step, int64_t col_step, Dtype dtype) {
-  Tensor out = empty_f32(weight, {panels_size(rows, cols)});
-  const Panels args{weight.const_data_ptr(), out.mutable_data_ptr<float>(), rows, cols, row_step, col_step, dtype};
-  parallel((cols + kPanelPadding - 1) / kPanelPadding, 4, args, pack_panels);
-  return out;
-}
-
 inline Tensor forward_weight(const Cpu&, const Tensor& weight, Dtype dtype) {
   return panels_of(weight, weight.size(1), weight.size(0), 1, weight.size(1), dtype);
 }

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "common/cpu/panels_of.h"
 #include "common/device.h"
 
 namespace dit {
@@ -33,25 +34,21 @@ struct WeightGradients {
 };
 
 #if !defined(DIT_HOST_EXEC)
-// weight (D, K) or its transpose as panels. The tensor must outlive the kernel that reads it.
-Tensor panels_of(const Tensor& weight, bool transposed, const char* op) {
+// weight (D, K) or its transpose.
+Tensor weight_panels(const Tensor& weight, bool transposed, const char* op) {
   const int64_t d = weight.size(0), k = weight.size(1) * weight.size(2) * weight.size(3);
-  const int64_t rows = transposed ? k : d, cols = transposed ? d : k;
-  Tensor out = empty_f32(weight, {panels_size(rows, cols)});
-  const Panels args{weight.const_data_ptr(), out.mutable_data_ptr<float>(), rows, cols, transposed ? 1 : k,
-                    transposed ? k : 1, dtype_of(weight, op)};
-  parallel((cols + kPanelPadding - 1) / kPanelPadding, 4, args, pack_panels);
-  return out;
+  const Dtype dtype = dtype_of(weight, op);
+  return transposed ? panels_of(weight, k, d, 1, k, dtype) : panels_of(weight, d, k, k, 1, dtype);
 }
 
 inline void run(const Cpu&, PatchEmbedForward a, const Tensor& weight, const char* op) {
-  const Tensor panels = panels_of(weight, true, op);
+  const Tensor panels = weight_panels(weight, true, op);
   a.panels = panels.const_data_ptr<float>();
   parallel(tile_count(a.tokens), 4, a, patch_embed_forward);
 }
 
 inline void run(const Cpu&, PatchEmbedImageGrad a, const Tensor& weight, const char* op) {
-  const Tensor panels = panels_of(weight, false, op);
+  const Tensor panels = weight_panels(weight, false, op);
   a.panels = panels.const_data_ptr<float>();
   parallel(tile_count(a.tokens), 4, a, patch_embed_image_grad);
 }

@@ -81,7 +81,8 @@ class Op:
     `limits(backend, tensors)` gives an op's own reasons against a backend (a head dim, say); `preference(tensors)` the
     order in which `auto` tries backends, where it is not the device's; `libraries` why a library's function cannot run.
     `about` says in a few words what a backend is made of, where that is not this op's own kernels in the backend's
-    language. `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its backward.
+    language; "" where there is none. `flops` has a formula (`ops/_core/flops.py`) for the operator and one for its
+    backward.
     """
 
     def __init__(

@@ -58,6 +58,6 @@ OP = Op(
     save=_save,
     gradient=_gradient,
     cpu_module="cpu_kernel",
-    about={"cpu": "C++ (AVX2), oneDNN (AVX-512)", "triton": "cuBLASLt, Triton's gradient of GELU"},
+    about={"cpu": "C++ (AVX2), oneDNN (AVX-512)", "triton": "cuBLASLt, Triton's gradient of GELU", "cuda": ""},
     flops=(_flops, _backward_flops),
 )
