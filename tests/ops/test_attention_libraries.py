@@ -49,22 +49,35 @@ def test_as_exact_as_sdpa(backend, tq, tk, dtype):
         assert ratio <= 1.0, f"{key}: error {error:.2e}, sdpa's {their_error:.2e}"
 
 
-def test_sdpa_says_which_kernel_pytorch_picked_and_pins_it(caplog, monkeypatch):
-    pinned = []
+@pytest.fixture
+def pinned(monkeypatch):
+    choices = []
+    monkeypatch.setattr(libraries, "sdpa_kernel", lambda choice: choices.append(choice) or contextlib.nullcontext())
+    return choices
+
+
+def test_sdpa_says_once_which_kernel_pytorch_picks(caplog, monkeypatch, pinned):
     monkeypatch.setattr(libraries, "_reported", set())
-    monkeypatch.setattr(libraries, "sdpa_kernel", lambda choice: pinned.append(choice) or contextlib.nullcontext())
     with use_backend("sdpa"), caplog.at_level(logging.INFO, logger="dit_fast"):
-        for _ in range(2):
-            attention(QKV)
-    assert caplog.messages == ["attention on cpu: backend sdpa is PyTorch's FLASH_ATTENTION"]
-    assert pinned == [SDPBackend.FLASH_ATTENTION] * 2
+        for heads in (QKV, QKV, QKV.bfloat16()):
+            attention(heads)
+    assert caplog.messages == [
+        f"attention on cpu, torch.{dtype}, heads of 64: backend sdpa is PyTorch's FLASH_ATTENTION"
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert pinned == []
+
+
+def test_a_kernel_of_pytorchs_is_pinned_by_name(pinned):
     libraries.LIBRARIES["sdpa_cudnn"][0](*QKV.unbind(2), 0.3)
-    assert pinned[2:] == [SDPBackend.CUDNN_ATTENTION]
+    assert pinned == [SDPBackend.CUDNN_ATTENTION]
 
 
-def test_sdpa_of_nothing():
+def test_sdpa_of_nothing(pinned):
+    """PyTorch's flash kernel for the CPU divides by the number of tokens."""
     with use_backend("sdpa"):
         assert attention(QKV[:, :0]).shape == (2, 0, 128)
+    assert pinned == [SDPBackend.MATH]
 
 
 def test_flash_attn_is_called_or_says_why_not(monkeypatch):

@@ -32,6 +32,7 @@ def isa(request):
         pytest.skip(f"this CPU has no {request.param}")
     before = native.instruction_set()
     native.set_instruction_set(request.param)
+    assert native.instruction_set() == request.param
     yield request.param
     native.set_instruction_set(before)
 

@@ -77,14 +77,14 @@ def test_gelu_over_its_whole_range(backend, dtype):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_the_preactivation_is_kept_for_a_gradient_only(backend, monkeypatch):
-    kept, forward = [], OP.forward
+    kept, call = [], type(OP).__call__
 
-    def spy(*arguments):
-        y, u = forward(*arguments)
+    def spy(op, *arguments):
+        y, u = call(op, *arguments)
         kept.append(u.shape)
         return y, u
 
-    monkeypatch.setattr(OP, "forward", spy)
+    monkeypatch.setattr(type(OP), "__call__", spy)
     given = inputs(5)
     with use_backend(backend):
         plain = linear_gelu(**given)

@@ -4,6 +4,7 @@
 from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend, use_backend
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
 from .cuda_limits import row_limits
+from .direct import why_not_direct
 from .op import KERNEL_DTYPES, OPS, Backend, Op, tensors_in
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases, twin
 
@@ -31,5 +32,6 @@ __all__ = [
     "token_cases",
     "twin",
     "use_backend",
+    "why_not_direct",
     "without_autocast",
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled library: one shared object on torch's stable ABI, loaded once at import."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ def instruction_sets() -> list[str]:
     return [] if MISSING else torch.ops.dit_fast_native.isa_available().split(",")
 
 
+@cache
 def instruction_set() -> str | None:
     """The instruction set in use: "avx512", "avx2" or "portable"; None without the library."""
     return None if MISSING else torch.ops.dit_fast_native.isa_get()
@@ -45,3 +47,4 @@ def set_instruction_set(name: str) -> None:
     if name not in instruction_sets():
         raise ValueError(f"set_instruction_set: `name` must be one of {instruction_sets()}, got {name!r}")
     torch.ops.dit_fast_native.isa_set(name)
+    instruction_set.cache_clear()

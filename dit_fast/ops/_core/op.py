@@ -34,6 +34,7 @@ from dit_fast import env
 from . import flops as flop_formulas
 from . import native, triton_interpreter
 from .backends import BACKENDS, PREFERENCE, BackendUnavailable, add_name, add_op, announce, current_backend
+from .direct import why_not_direct
 from .triton_support import triton_why_not
 
 LIBRARY = torch.library.Library("dit_fast", "DEF")
@@ -114,15 +115,21 @@ class Op:
         self.about = dict(about or {})
         self.backends: dict[str, Backend] = {}
         self.native = [device for device in ("cpu", "cuda") if native.has_kernel(name, device)]
-        self.forward = self._define(name, forward, fake, "forward")
+        self.forward, self._run = self._define(name, forward, fake, "forward")
         self.backward: Any = None
         if backward is not None:
             assert fake_backward is not None and save is not None and gradient is not None
-            self.backward = self._define(f"{name}_backward", backward, fake_backward, "backward")
+            self.backward, _ = self._define(f"{name}_backward", backward, fake_backward, "backward")
             self._register_gradient(save, gradient)
         for operator, formula in zip((name, f"{name}_backward"), flops, strict=False):
             flop_formulas.register(getattr(torch.ops.dit_fast, operator), formula)
         OPS[name] = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What `self.forward` gives, without the operator's machinery where that would go unnoticed."""
+        if why_not_direct(arguments) is not None:
+            return self.forward(*arguments)
+        return self._run(*arguments)
 
     def _register_gradient(self, save: Callable[..., None], gradient: Callable[..., Any]) -> None:
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -132,22 +139,23 @@ class Op:
         torch.library.register_autograd(f"dit_fast::{self.name}", gradient, setup_context=setup, lib=LIBRARY)
         torch.library.register_autograd(f"dit_fast::{self.name}_backward", self._no_double_backward, lib=LIBRARY)
 
-    def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> Any:
+    def _define(self, name: str, schema: str, fake: Callable[..., Any], direction: str) -> tuple[Any, Any]:
+        """The operator, and what runs when it is called."""
         LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1), tags=torch.Tag.pt2_compliant_tag)
         operator = getattr(torch.ops.dit_fast, name).default
         schema_arguments = operator._schema.arguments[:-1]
         strided = [argument.name in self.strided for argument in schema_arguments]
-        written = [argument.is_write for argument in schema_arguments]
+        written = [i for i, argument in enumerate(schema_arguments) if argument.is_write]
 
         def run(*arguments: Any) -> Any:
             *given, backend = arguments
-            dense = [_dense(a, keep) for a, keep in zip(given, strided, strict=True)]
+            dense = [*map(_dense, given, strided)]
             first = next(tensors_in(dense))
-            with torch.cuda.device_of(first) if first.is_cuda else nullcontext():  # Triton launches on the current one
+            current = torch.cuda.device_of(first) if first.is_cuda else nullcontext()  # where Triton launches
+            with current, torch._C._AutoDispatchBelowADInplaceOrView():  # no result is a view to autograd
                 result = getattr(self._backend(backend), direction)(*dense)
-            for original, changed, is_written in zip(given, dense, written, strict=True):
-                if is_written:
-                    _write_back(original, changed)
+            for i in written:
+                _write_back(given[i], dense[i])
             return result
 
         def run_fake(*arguments: Any) -> Any:
@@ -155,7 +163,7 @@ class Op:
 
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"dit_fast::{name}", run_fake, lib=LIBRARY)
-        return operator
+        return operator, run
 
     def _no_double_backward(self, ctx: Any, *gradients: Tensor) -> None:
         raise NotImplementedError(
@@ -190,15 +198,14 @@ class Op:
         """Why `backend` cannot run on these tensors; None if it can. The error, skip reason and table cell."""
         if backend == "reference":
             return None
-        dtype = tensors[0].dtype
         if backend in self.libraries:
             return self.libraries[backend](tensors)
         if backend not in BACKENDS:  # asked first: a graph that had looked into `backends` would be guarded by it
             if backend in self.backends:
                 return self.backends[backend].why_not(tensors)
             return f"{self.name} has no backend {backend!r}"
-        if dtype not in KERNEL_DTYPES:
-            return f"{dtype} is not among float32, bfloat16, float16"
+        if tensors[0].dtype not in KERNEL_DTYPES:
+            return f"{tensors[0].dtype} is not among float32, bfloat16, float16"
         reason = self._missing(backend, tensors[0].device)
         if reason is None and self.limits is not None:
             reason = self.limits(backend, tensors)
@@ -276,11 +283,9 @@ class Op:
 
 def _dense(argument: Any, strided: bool) -> Any:
     """The argument as kernels take it (see the module); what is no tensor, as it is."""
-    if isinstance(argument, list):
-        return [_dense(item, strided) for item in argument]
-    if not isinstance(argument, Tensor) or (strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1)):
-        return argument
-    return argument.contiguous()
+    if isinstance(argument, Tensor):
+        return argument if strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1) else argument.contiguous()
+    return [_dense(item, strided) for item in argument] if isinstance(argument, list) else argument
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:

@@ -31,8 +31,8 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     check_tensor("adaln", "shift", shift, (n, d))
     check_tensor("adaln", "scale", scale, (n, d))
     x, shift, scale = autocast(x, shift, scale)
-    check_same("adaln", {"x": x, "shift": shift, "scale": scale})
+    check_same("adaln", "x", x, shift=shift, scale=scale)
     backend = OP.select(x, shift, scale)
     if backend == "reference":
         return reference(x, shift, scale, eps)
-    return OP.forward(x, shift, scale, eps, backend)[0]
+    return OP(x, shift, scale, eps, backend)[0]

@@ -69,9 +69,9 @@ def adamw_ema(
     lr_tensor = None
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         lr_tensor, lr = lr.float().reshape(()), 0.0
-    OP.forward(
-        params, grads, exp_avgs, exp_avg_sqs, steps, emas, copies, lr_tensor, clip,
-        float(lr), *betas, eps, weight_decay, ema_decay, backend,
+    lists = [list(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps, emas, copies)]
+    OP(
+        *lists, lr_tensor, clip, float(lr), *betas, eps, weight_decay, ema_decay, backend,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def attention(
     weights = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
     _check_preparation(q, k, norm, weights, rope)
     q, k, v = autocast(q, k, v, matmul=True)
-    check_same("attention", {"q": q, "k": k, "v": v})
+    check_same("attention", "q", q, k=k, v=v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     backend = OP.select(q) if k is None or v is None else OP.select(q, k, v)
     if backend == "reference":
@@ -67,7 +67,7 @@ def attention(
             return LIBRARIES[backend][0](q, k, v, scale).flatten(2)
     affine = _affine(q, weights)
     rope = None if rope is None else rope.detach().float().contiguous()
-    return OP.forward(q, k, v, affine, rope, scale, NORMS[norm], eps, backend)[0]
+    return OP(q, k, v, affine, rope, scale, NORMS[norm], eps, backend)[0]
 
 
 def _check_heads(q: Tensor, k: Tensor | None, v: Tensor | None) -> None:

@@ -15,26 +15,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 log = logging.getLogger("dit_fast")
 
-_reported: set[tuple[str, SDPBackend]] = set()
+_reported: set[tuple[str, torch.dtype, int]] = set()
 
 
 def sdpa_choice(q: Tensor, k: Tensor, v: Tensor, scale: float) -> SDPBackend:
-    """The kernel that PyTorch's scaled_dot_product_attention picks for these heads; logged the first time."""
-    if q.numel() == 0:  # its flash kernel for the CPU divides by the number of tokens
-        return SDPBackend.MATH
+    """The kernel that PyTorch's scaled_dot_product_attention picks for these heads."""
     heads = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    choice = SDPBackend(torch._fused_sdp_choice(*heads, scale=scale))
-    if (q.device.type, choice) not in _reported:
-        _reported.add((q.device.type, choice))
-        log.info("attention on %s: backend sdpa is PyTorch's %s", q.device.type, choice.name)
-    return choice
+    return SDPBackend(torch._fused_sdp_choice(*heads, scale=scale))
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """PyTorch's own, its choice of a kernel pinned; a compiled graph makes that choice itself."""
+    """PyTorch's own, whose choice of a kernel is logged once for each kind of heads."""
     if torch.compiler.is_compiling():
         return _sdpa(q, k, v, scale)
-    return _pinned(sdpa_choice(q, k, v, scale), q, k, v, scale)
+    if q.numel() == 0:  # its flash kernel for the CPU divides by the number of tokens
+        return _pinned(SDPBackend.MATH, q, k, v, scale)
+    kind = q.device.type, q.dtype, q.shape[-1]
+    if kind not in _reported:
+        _reported.add(kind)
+        choice = sdpa_choice(q, k, v, scale).name
+        log.info("attention on %s, %s, heads of %d: backend sdpa is PyTorch's %s", *kind, choice)
+    return _sdpa(q, k, v, scale)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

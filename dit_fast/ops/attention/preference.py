@@ -56,11 +56,10 @@ def architecture(kind: str, index: int | None) -> str:
 
 def preference(tensors: Sequence[Tensor]) -> tuple[str, ...]:
     """Backends in the order to try for q (packed or not) and, if separate, k and v."""
-    q = tensors[0]
-    if q.device.type not in DEFAULT or q.dtype not in KERNEL_DTYPES:
+    q, keys, device = tensors[0], tensors[-1].shape[1], tensors[0].device
+    if device.type not in DEFAULT or q.dtype not in KERNEL_DTYPES:
         return ("reference",)
-    found = architecture(q.device.type, q.device.index)
-    keys = tensors[-1].shape[1]
+    found = architecture(device.type, device.index)
     ours = [
         win.backend
         for win in WINS
@@ -69,4 +68,4 @@ def preference(tensors: Sequence[Tensor]) -> tuple[str, ...]:
         and q.shape[-1] in win.widths
         and win.keys[0] <= keys <= win.keys[1]
     ]
-    return tuple(dict.fromkeys((*ours, *DEFAULT[q.device.type])))
+    return tuple(dict.fromkeys((*ours, *DEFAULT[device.type])))

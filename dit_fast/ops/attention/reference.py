@@ -27,6 +27,8 @@ def prepare(
     x: Tensor, norm: str | None, weight: Tensor | None, bias: Tensor | None, eps: float, rope: Tensor | None
 ) -> Tensor:
     """Normalise, rotate, and round to storage once: what the logits are made of."""
+    if norm is None and rope is None:
+        return x
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if norm is not None:
         wide = normalize(wide, norm, weight, bias, eps)

@@ -60,9 +60,9 @@ def final_layer(
         fail(op, "patch_size", f"p >= 1 with p*p a divisor of the {features} rows of `weight`", p)
     check_tensor(op, "bias", bias, (features,))
     x, shift, scale, weight, bias = autocast(x, shift, scale, weight, bias)
-    check_same(op, {"x": x, "shift": shift, "scale": scale, "weight": weight, "bias": bias})
+    check_same(op, "x", x, shift=shift, scale=scale, weight=weight, bias=bias)
     backend = OP.select(x, weight)
     if backend == "reference":
         with without_autocast(x.device.type):  # else linear would round what was just widened
             return reference(x, shift, scale, weight, bias, grid=grid, patch_size=p, eps=eps)
-    return OP.forward(x, shift, scale, weight, bias, h, w, p, eps, backend)[0]
+    return OP(x, shift, scale, weight, bias, h, w, p, eps, backend)[0]

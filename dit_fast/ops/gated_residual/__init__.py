@@ -31,8 +31,8 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     check_tensor("gated_residual", "y", y, (n, t, d))
     check_tensor("gated_residual", "gate", gate, (n, d))
     x, y, gate = autocast(x, y, gate)
-    check_same("gated_residual", {"x": x, "y": y, "gate": gate})
+    check_same("gated_residual", "x", x, y=y, gate=gate)
     backend = OP.select(x, y, gate)
     if backend == "reference":
         return reference(x, y, gate)
-    return OP.forward(x, y, gate, backend)
+    return OP(x, y, gate, backend)

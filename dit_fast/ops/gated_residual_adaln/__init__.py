@@ -40,8 +40,8 @@ def gated_residual_adaln(
     check_tensor(op, "shift", shift, (n, d))
     check_tensor(op, "scale", scale, (n, d))
     x, y, gate, shift, scale = autocast(x, y, gate, shift, scale)
-    check_same(op, {"x": x, "y": y, "gate": gate, "shift": shift, "scale": scale})
+    check_same(op, "x", x, y=y, gate=gate, shift=shift, scale=scale)
     backend = OP.select(x, y, gate, shift, scale)
     if backend == "reference":
         return reference(x, y, gate, shift, scale, eps)
-    return OP.forward(x, y, gate, shift, scale, eps, backend)[:2]
+    return OP(x, y, gate, shift, scale, eps, backend)[:2]

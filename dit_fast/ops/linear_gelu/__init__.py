@@ -36,9 +36,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check_tensor("linear_gelu", "x", x, ("...",) * getattr(x, "ndim", 0))
     check_tensor("linear_gelu", "bias", bias, (f,))
     x, weight, bias = autocast(x, weight, bias, matmul=True)
-    check_same("linear_gelu", {"x": x, "weight": weight, "bias": bias})
+    check_same("linear_gelu", "x", x, weight=weight, bias=bias)
     backend = OP.select(x, weight, bias)
     if backend == "reference":
         return reference(x, weight, bias)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-    return OP.forward(x, weight, bias, keep, backend)[0]
+    return OP(x, weight, bias, keep, backend)[0]

@@ -36,7 +36,7 @@ def why_not(kernel: str, rows: Tensor | None = None, weight: Tensor | None = Non
 
 def own(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows (M, K), weight (F, K), bias (F,) -> (M, F); all dense, of one dtype among KERNEL_DTYPES."""
-    return torch.ops.dit_fast_native.linear(rows, weight, bias, False, False)[0]
+    return torch.ops.dit_fast_native.linear.default(rows, weight, bias, False, False)[0]
 
 
 def onednn(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:

@@ -4,13 +4,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .._core import KERNEL_DTYPES, autocast, current_backend
+from .._core import KERNEL_DTYPES, autocast, current_backend, why_not_direct
 from .._core.backends import announce
 from . import cpu_linear
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,35 +31,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x, weight, bias = autocast(x, weight, bias, matmul=True)
     if _unfit(x, weight, bias) is not None:
         return F.linear(*given)
-    rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    if cpu_linear.why_not("own") is None:
-        y = cpu_linear.own(rows.contiguous(), weight, bias)
-    elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
-        y = cpu_linear.onednn(rows, weight, bias)
-    else:
-        announce("linear", "cpu", "PyTorch", [reason])
-        return F.linear(*given)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # to autograd the result is no view
+        rows = x.contiguous().view(-1, x.shape[-1])  # (M, K)
+        if cpu_linear.why_not("own") is None:
+            y = cpu_linear.own(rows, weight, bias)
+        elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
+            y = cpu_linear.onednn(rows, weight, bias)
+        else:
+            announce("linear", "cpu", "PyTorch", [reason])
+            return F.linear(*given)
+        return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why PyTorch's function has to serve, whatever the sizes; None where a faster kernel may."""
-    if torch.compiler.is_compiling():
-        return "a graph is traced: its compiler has linears of its own"
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    if any(type(tensor) not in PLAIN for tensor in tensors):
-        return "a tensor is of a class of its own"
-    if x.device.type != "cpu":
+    if (reason := why_not_direct((x, weight, bias))) is not None:
+        return reason
+    if not x.is_cpu:
         return f"tensors are on {x.device.type}"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "a gradient is wanted"
-    if current_backend("linear_gelu") not in ("auto", "cpu"):
-        return f"backend {current_backend('linear_gelu')!r} has no linear of its own"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a transform of torch.func or forward-mode differentiation is active"
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or torch._C._get_tracing_state():
-        return "a mode or a trace wants to see PyTorch's own operators"
-    return None
+    backend = current_backend("linear_gelu")
+    return None if backend in ("auto", "cpu") else f"backend {backend!r} has no linear of its own"
 
 
 def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -71,6 +59,6 @@ def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "shapes that do not fit, or nothing to do"
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or not bias.is_contiguous()):
         return "a bias of another shape, dtype or layout"
-    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or weight.device != x.device:
+    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or not weight.is_cpu:
         return "dtypes or devices that differ, or are none of the kernels'"
     return None if weight.is_contiguous() else "a weight that is not dense"

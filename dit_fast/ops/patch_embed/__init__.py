@@ -41,9 +41,9 @@ def patch_embed(x: Tensor, weight: Tensor, bias: Tensor | None, pos: Tensor) -> 
         check_tensor("patch_embed", "bias", bias, (d,))
     check_tensor("patch_embed", "pos", pos, ((height // p) * (width // p), d))
     x, weight, bias, pos = autocast(x, weight, bias, pos)
-    check_same("patch_embed", {"x": x, "weight": weight, "bias": bias, "pos": pos})
+    check_same("patch_embed", "x", x, weight=weight, bias=bias, pos=pos)
     backend = OP.select(x, weight, pos)
     if backend == "reference":
         with without_autocast(x.device.type):  # else conv2d would round what was just widened
             return reference(x, weight, bias, pos)
-    return OP.forward(x, weight, bias, pos, backend)
+    return OP(x, weight, bias, pos, backend)
