@@ -19,7 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor
     f, k = weight.shape
     rows = x.reshape(prod(x.shape[:-1]), k)  # (M, K)
     if cpu_linear.why_not("own") is None:
-        y, u = torch.ops.dit_fast_native.linear(rows, weight, bias, True, keep)
+        y, u = torch.ops.dit_fast_native.linear.default(rows, weight, bias, True, keep)
         return y.view(*x.shape[:-1], f), u
     if not keep and cpu_linear.why_not("onednn", rows, weight) is None:
         return cpu_linear.onednn(rows, weight, bias, gelu=True).view(*x.shape[:-1], f), x.new_empty((0, f))
@@ -44,7 +44,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, u: Tensor) -> tuple[Tensor, 
 def _through_gelu(dy: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """du (M, F) and its sum over rows (F,)."""
     if cpu_linear.why_not("own") is None:
-        return torch.ops.dit_fast_native.gelu_backward(dy, u)
+        return torch.ops.dit_fast_native.gelu_backward.default(dy, u)
     du, dbias = torch.empty_like(u), u.new_empty(u.shape[1])
     torch.ops.aten.gelu_backward.grad_input(dy, u, approximate="tanh", grad_input=du)
     torch.sum(du, 0, out=dbias)
