@@ -69,10 +69,7 @@ ON_CPU: Parts = {
         replace(MODEL, batches=(8,), rounds=7, peers=("plain", "compile", "compile-frozen", "diffusers", *RUNTIMES)),
         replace(MODEL, models=("DiT-B/2",), batches=(2, 8), rounds=5, peers=("plain", "compile", *RUNTIMES)),
     ]),
-    "train": (14.0, [
-        replace(TRAIN, batches=(8,), rounds=5, peers=("plain", "compile")),
-        replace(TRAIN, dtypes=EMULATED, batches=(8,), rounds=3, peers=("plain", "compile")),
-    ]),
+    "train": (8.0, [replace(TRAIN, batches=(8,), rounds=5, peers=("plain", "compile"))]),
     "bfloat16": (6.0, [replace(MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
     "large": (8.0, [
         replace(MODEL, models=("DiT-XL/2",), batches=(2,), rounds=3, peers=("compile", "openvino"), backends=AUTO)
@@ -80,6 +77,9 @@ ON_CPU: Parts = {
     "unets": (8.0, [replace(S, models=(), kinds=("unets",), batches=(1,))]),
     "growth": (12.0, [replace(S, models=(), kinds=("growth",))]),
     "memory": (5.0, [replace(S, kinds=("memory",), batches=(8,), peers=("eager", "plain", *RUNTIMES), backends=AUTO)]),
+    "train-bfloat16": (15.0, [
+        replace(TRAIN, dtypes=EMULATED, batches=(8,), rounds=2, peers=("plain",), backends=AUTO)
+    ]),
 }  # fmt: skip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
