@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit_fast.bench.page_charts import batch_charts
+from dit_fast.bench.page_charts import batch_charts, growth_charts
 from dit_fast.bench.page_style import CSS
 from dit_fast.bench.plots import standalone
 from dit_fast.bench.schema import Result, Row, read
@@ -17,10 +17,12 @@ from dit_fast.bench.schema import Result, Row, read
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOTS = {
-    "h200-forward.svg": ("nvidia-h200-end-to-end.json", "model"),
-    "h200-train.svg": ("nvidia-h200-end-to-end.json", "train"),
+    "h200-forward.svg": ("nvidia-h200-end-to-end.json", "model", "batch"),
+    "h200-train.svg": ("nvidia-h200-end-to-end.json", "train", "batch"),
+    "cpu-tokens.svg": ("cpu-amd-epyc-avx2-end-to-end.json", "growth", "tokens"),
+    "cpu-width.svg": ("cpu-amd-epyc-avx2-end-to-end.json", "growth", "width"),
 }
-"""Files in docs: images a second by batch, of a result's rows of a kind."""
+"""Files in docs, of a result's rows of a kind along an axis: images a second by batch, or how time grows."""
 MARKED = re.compile(r"(<!-- benchmarks (\S+) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
@@ -88,17 +90,21 @@ def where(result: Result, path: Path, rows: Sequence[Row]) -> str:
     )
 
 
-def plot(path: Path, kind: str) -> str:
+def plot(path: Path, kind: str, axis: str) -> str:
     """An SVG file."""
     rows = [row for row in read(path).rows if row.kind == kind]
-    once = {(row.backend, row.dims["batch"]): row for row in reversed(rows)}  # the first that was measured
-    return standalone(next(batch_charts(list(once.values()))), CSS)
+    if kind == "growth":
+        charts = growth_charts(rows)
+    else:
+        once = {(row.backend, row.dims["batch"]): row for row in reversed(rows)}  # the first that was measured
+        charts = batch_charts(list(once.values()))
+    return standalone(next(chart for chart in charts if chart.x == axis), CSS)
 
 
 def main() -> int:
     readme = ROOT / "README.md"
-    for name, (result, kind) in PLOTS.items():
-        (ROOT / "docs" / name).write_text(plot(RESULTS / result, kind))
+    for name, (result, kind, axis) in PLOTS.items():
+        (ROOT / "docs" / name).write_text(plot(RESULTS / result, kind, axis))
     before = readme.read_text()
     after = current(before)
     readme.write_text(after)

@@ -71,6 +71,8 @@ def test_the_time_left_is_extrapolated():
     rows = [{"gflops": g, "train_seconds": 5 + 20 * g, "sample_seconds": 1.0} for g in (1.0, 2.0, 4.0)]
     assert scaling.minutes_left(rows, [10.0, 20.0]) == pytest.approx((206 + 406) / 60)
     assert scaling.minutes_left(rows[:2], [10.0]) is None
+    slower_first = [{"gflops": g, "train_seconds": t, "sample_seconds": 0} for g, t in ((1, 90), (2, 30), (3, 30))]
+    assert scaling.minutes_left(slower_first, [100.0]) == pytest.approx(50 / 60)
 
 
 def test_latents_are_compared_by_their_coarse_structure():
