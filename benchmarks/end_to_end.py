@@ -57,7 +57,7 @@ S = Options(models=("DiT-S/2",), dtypes=("float32",), device="cpu")
 SAMPLE, MODEL, TRAIN = (replace(S, kinds=(kind,)) for kind in ("sample", "model", "train"))
 RUNTIMES = ("openvino", "onnxruntime")
 EMULATED = ("bfloat16",)
-"""Slow in PyTorch on a CPU without instructions for it: fewer rounds and peers."""
+"""On a CPU without instructions for it PyTorch takes minutes for a training step: little of it is measured."""
 
 ON_CPU: Parts = {
     "sample": (8.0, [
@@ -71,15 +71,9 @@ ON_CPU: Parts = {
     ]),
     "train": (8.0, [replace(TRAIN, batches=(8,), rounds=5, peers=("plain", "compile"))]),
     "bfloat16": (6.0, [replace(MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
-    "large": (8.0, [
-        replace(MODEL, models=("DiT-XL/2",), batches=(2,), rounds=3, peers=("compile", "openvino"), backends=AUTO)
-    ]),
     "unets": (8.0, [replace(S, models=(), kinds=("unets",), batches=(1,))]),
     "growth": (12.0, [replace(S, models=(), kinds=("growth",))]),
     "memory": (5.0, [replace(S, kinds=("memory",), batches=(8,), peers=("eager", "plain", *RUNTIMES), backends=AUTO)]),
-    "train-bfloat16": (15.0, [
-        replace(TRAIN, dtypes=EMULATED, batches=(8,), rounds=2, peers=("plain",), backends=AUTO)
-    ]),
 }  # fmt: skip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -69,14 +69,15 @@ def is_ours(rows: Sequence[Row], name: str) -> bool:
 
 
 def cell(row: Row | None, own: Row | None) -> str:
-    """Milliseconds, and for others the ratio; memory where that is what was measured."""
+    """Time, and for others the ratio; memory where that is what was measured."""
     if row is None:
         return ""
     mark = "†" if row.loaded else ""
     if row.ms is None:
         return f"{(row.peak_bytes or 0) / 2**20:.0f} MiB{mark}"
     ratio = "" if own is None or own is row or not own.ms else f" ({row.ms / own.ms:.2f}x)"
-    return f"{row.ms:.3g} ms{ratio}{mark}"
+    time = f"{row.ms:.3g} ms" if row.ms < 1000 else f"{row.ms / 1000:.3g} s"
+    return f"{time}{ratio}{mark}"
 
 
 def where(result: Result, path: Path, rows: Sequence[Row]) -> str:
