@@ -171,11 +171,11 @@ def _marks(marks: Sequence[Mark], across: Scale) -> list[str]:
     parts = []
     for i, mark in enumerate(marks):
         if across.low <= mark.x <= across.high:
-            x, left = across(mark.x), across(mark.x) > (LEFT + WIDTH) / 2
+            x = across(mark.x)
+            dx, side = (-5, "end") if x > (LEFT + WIDTH) / 2 else (5, "start")
             parts.append(f'<path class="mark" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
             parts.append(
-                f'<text x="{x - 5 if left else x + 5:.1f}" y="{TOP + 12 + 15 * i}"{" class=end" if left else ""}>'
-                f"{escape(mark.label)}</text>"
+                f'<text x="{x + dx:.1f}" y="{TOP + 12 + 15 * i}" class="{side}">{escape(mark.label)}</text>'
             )
     return parts
 
