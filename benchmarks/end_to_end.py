@@ -54,23 +54,23 @@ ON_GPU: Parts = {
 }  # fmt: skip
 
 S = Options(models=("DiT-S/2",), dtypes=("float32",), device="cpu")
-SAMPLE, MODEL, TRAIN = (replace(S, kinds=(kind,)) for kind in ("sample", "model", "train"))
+S_SAMPLE, S_MODEL, S_TRAIN = (replace(S, kinds=(kind,)) for kind in ("sample", "model", "train"))
 RUNTIMES = ("openvino", "onnxruntime")
 EMULATED = ("bfloat16",)
 """On a CPU without instructions for it PyTorch takes minutes for a training step: little of it is measured."""
 
 ON_CPU: Parts = {
     "sample": (8.0, [
-        replace(SAMPLE, dtypes=dtypes, batches=(1,), steps=10, rounds=3, peers=("plain",))
+        replace(S_SAMPLE, dtypes=dtypes, batches=(1,), steps=10, rounds=3, peers=("plain",))
         for dtypes in (EMULATED, S.dtypes)
     ]),
     "model": (25.0, [
-        replace(MODEL, batches=(2,), rounds=9),
-        replace(MODEL, batches=(8,), rounds=7, peers=("plain", "compile", "compile-frozen", "diffusers", *RUNTIMES)),
-        replace(MODEL, models=("DiT-B/2",), batches=(2, 8), rounds=5, peers=("plain", "compile", *RUNTIMES)),
+        replace(S_MODEL, batches=(2,), rounds=9),
+        replace(S_MODEL, batches=(8,), rounds=7, peers=("plain", "compile", "compile-frozen", "diffusers", *RUNTIMES)),
+        replace(S_MODEL, models=("DiT-B/2",), batches=(2, 8), rounds=5, peers=("plain", "compile", *RUNTIMES)),
     ]),
-    "train": (8.0, [replace(TRAIN, batches=(8,), rounds=5, peers=("plain", "compile"))]),
-    "bfloat16": (6.0, [replace(MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
+    "train": (8.0, [replace(S_TRAIN, batches=(8,), rounds=5, peers=("plain", "compile"))]),
+    "bfloat16": (6.0, [replace(S_MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
     "unets": (8.0, [replace(S, models=(), kinds=("unets",), batches=(1,))]),
     "growth": (12.0, [replace(S, models=(), kinds=("growth",))]),
     "memory": (5.0, [replace(S, kinds=("memory",), batches=(8,), peers=("eager", "plain", *RUNTIMES), backends=AUTO)]),

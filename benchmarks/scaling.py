@@ -177,7 +177,7 @@ def minutes_left(rows: list[dict[str, Any]], gflops: list[float]) -> float | Non
         return None
     spent = [row["train_seconds"] + row["sample_seconds"] for row in rows]
     each, constant = np.polyfit([row["gflops"] for row in rows], spent, 1)
-    if each < 0:  # the first trains while the machine warms up
+    if each < 0:  # so few and so small that noise decides
         each, constant = 0.0, float(np.mean(spent))
     return float(sum(constant + each * g for g in gflops)) / 60
 

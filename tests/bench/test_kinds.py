@@ -11,12 +11,12 @@ import torch
 from dit_fast.bench import ceilings, memory, model, ops, runner, sample, train
 from dit_fast.bench.ceilings import Ceilings
 from dit_fast.bench.plain import plain_copy
-from dit_fast.bench.recipe import Recipe, parse_model
+from dit_fast.bench.recipe import Recipe, kernels_of, parse_model
 from dit_fast.bench.schema import Timing
 from dit_fast.bench.session import Options, Session, with_ratios
 from dit_fast.cli import build_parser, main
 from dit_fast.ops import specs, use_backend
-from dit_fast.ops._core import OPS, Case
+from dit_fast.ops._core import OPS, Case, current_backend
 
 TINY = "DiT-S/8:depth=1,hidden_size=64,num_heads=2,num_classes=3"
 
@@ -272,3 +272,13 @@ def test_no_case_is_begun_after_the_minutes():
     told = session("model", minutes=0.0)
     told.begun -= 1
     assert list(model.rows(told)) == [] and list(sample.rows(told)) == [] and list(train.rows(told)) == []
+
+
+def test_a_backend_that_no_op_has_is_not_auto(monkeypatch):
+    """As in a build without nvcc."""
+    for op in OPS.values():
+        monkeypatch.setattr(op, "native", ["cpu"])
+    with kernels_of("cuda"):
+        assert {current_backend(name) for name in OPS} == {"cuda"}
+    with kernels_of("cpu"):
+        assert {current_backend(name) for name in OPS} == {"cpu"}
