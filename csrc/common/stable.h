@@ -9,6 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <atomic>
 #include <initializer_list>
 #include <tuple>
 #include <vector>
@@ -74,6 +76,24 @@ template <class Args>
 inline void parallel(int64_t items, int64_t grain, const Args& args, void (*kernel)(const Args&, int64_t, int64_t)) {
   if (items == 0) return;
   torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// The same for items of which each is long enough to be worth an atomic operation. Threads take runs of neighbours from
+// a common counter, so that one that the system has stopped for a while does not keep the others waiting: runs of
+// `longest` items first, for what a kernel prepares once for a run, single items in the end.
+template <class Args>
+inline void parallel_in_runs(int64_t items, int64_t longest, const Args& args,
+                             void (*kernel)(const Args&, int64_t, int64_t)) {
+  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next; begin < items;) {
+      const int64_t run = std::clamp<int64_t>((items - begin) / (2 * threads), 1, longest);
+      if (!next.compare_exchange_weak(begin, begin + run)) continue;
+      kernel(args, begin, begin + run);
+      begin = next;
+    }
+  });
 }
 
 }  // namespace dit

@@ -90,6 +90,7 @@ def test_rows_that_are_not_numbers_stay_in_their_rows(m):
     y, u = kernel(x, weight, bias, True, True)
     assert torch.equal(u.isnan(), F.linear(x, weight, bias).isnan()) and y[1].isnan().all()
     assert not y[[0, 3, 4]].isnan().any()
+    torch.testing.assert_close(kernel(x, weight, bias, True, False)[0], y, rtol=0, atol=0, equal_nan=True)
     finite = u.isfinite()
     torch.testing.assert_close(y[finite], F.gelu(u[finite], approximate="tanh"))
     assert y[2][u[2] > 0].isinf().all() and not y[2][u[2] < 0].isinf().any()

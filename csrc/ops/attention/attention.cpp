@@ -16,7 +16,7 @@ using MaybeTensor = std::optional<Tensor>;
 inline void run(const Cpu&, const Prepare& a) { parallel(a.tokens(), 16, a, prepare); }
 inline void run(const Cpu&, const PrepareBackward& a) { parallel(a.chunks(), 1, a, prepare_backward); }
 inline void run(const Cpu&, const AttentionForward& a) {
-  parallel(a.batch * a.heads * attention_blocks(a.queries), 1, a, attention_forward);
+  parallel_in_runs(a.batch * a.heads * attention_blocks(a.queries), attention_blocks(a.queries), a, attention_forward);
 }
 inline void run(const Cpu&, const AttentionBackward& a) { parallel(a.batch * a.heads, 1, a, attention_backward); }
 inline int64_t scratch_floats(const Cpu&, const AttentionBackward&) { return 0; }

@@ -6,8 +6,8 @@
 // Many rows: a work item is a block of 32 columns of a span of rows. Of a run of items at most kGroup panels of 2W
 // columns are made of the weight at a time, in a thread's own room (they would cost more as one large array, in pages
 // and in cache). A chunk of x then passes over them, kDepth of K at a time: that part of it, of the panels and of their
-// sums stay in the second-level cache, a panel's part in the first. Every element is summed in the same order, whoever
-// computes it: K in parts of equal length, at most kDepth each.
+// sums stay in the second-level cache, with room for the next chunk's that is being fetched; a panel's part stays in the
+// first. Every element is summed in the same order, whoever computes it: K in parts of equal length, at most kDepth each.
 // Few rows: a work item is a block of 32 rows of the weight, which are read once, in the order they lie in memory.
 #include "ops/linear_gelu/linear_gelu.h"
 
@@ -22,7 +22,7 @@
 namespace dit::DIT_ISA {
 namespace {
 
-constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 144, kGroup = 128 / kCols;
+constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 48, kGroup = 128 / kCols;
 static_assert(kChunk % kRows == 0, "tiles fill a chunk");
 static_assert(kLinearBlock % kCols == 0 && kLinearBlock == kPanelPadding, "panels fill a block");
 
@@ -37,17 +37,31 @@ struct Gate {
   }
 };
 
+// u s. Where exp gives infinity, u below -10, s is 0; where 2z is above 87, s is 1 anyway.
+inline F gelu(const Exp& exp, F u) {
+  const F z2 = u * (splat(-1.5957691216057308f) - splat(0.07135481627f) * (u * u));  // -2z
+  const F some = (z2 < splat(89.f)) ? z2 : splat(89.f);
+  return u / (splat(1.f) + exp.within((some > splat(-87.f)) ? some : splat(-87.f)));
+}
+
 // Writes u, where it is kept, and y for a vector of sums.
 template <class T, class Lanes>
 inline void finish(const Linear& a, const Exp& exp, F sums, int64_t row, int64_t column, Lanes lanes) {
   const int64_t place = row * a.outputs + column;
   if (a.bias) sums += load(static_cast<const T*>(a.bias) + column, lanes);
   if (a.u) store(static_cast<T*>(a.u) + place, sums, lanes);
-  if (a.gelu) {
-    const Gate gate(exp, sums);
-    sums = sums * gate.s;
+  store(static_cast<T*>(a.y) + place, a.gelu ? gelu(exp, sums) : sums, lanes);
+}
+
+// The same for a whole tile (kRows, kCols) of which no u is kept; `stride` is the distance between rows of y.
+template <bool kGelu, class T>
+void finish_tile(const float* sums, const T* bias, const Exp& exp, T* y, int64_t stride) {
+  const F bias0 = bias ? load(bias) : F{}, bias1 = bias ? load(bias + W) : F{};
+  for (int64_t r = 0; r < kRows; ++r, sums += kCols, y += stride) {
+    const F u0 = load(sums) + bias0, u1 = load(sums + W) + bias1;
+    store(y, kGelu ? gelu(exp, u0) : u0);
+    store(y + W, kGelu ? gelu(exp, u1) : u1);
   }
-  store(static_cast<T*>(a.y) + place, sums, lanes);
 }
 
 // sums (kRows, kCols) = or += x[0..rows) of `depth` columns times a panel. Rows past the last repeat it. Not inlined:
@@ -109,6 +123,13 @@ void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start,
         const int64_t count = std::min(kRows, rows - r), column = first + p * kCols;
         multiply(sums, x + r * stride, stride, count, room.panels.get() + (p * k + from) * kCols, depth, part > 0);
         if (part + 1 < parts) continue;
+        if (count == kRows && column + kCols <= a.outputs && !a.u) {
+          const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
+          T* y = static_cast<T*>(a.y) + (start + r) * a.outputs + column;
+          if (a.gelu) finish_tile<true>(sums, bias, exp, y, a.outputs);
+          else finish_tile<false>(sums, bias, exp, y, a.outputs);
+          continue;
+        }
         for (int64_t i = 0; i < count; ++i)
           sweep(std::min(kCols, a.outputs - column), [&](int64_t j, auto lanes) {
             finish<T>(a, exp, load(sums + i * kCols + j), start + r + i, column + j, lanes);
