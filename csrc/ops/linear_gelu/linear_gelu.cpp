@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional
   const Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
                     y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
   if (m <= kLinearFewRows) parallel(args.blocks(), 2, args, linear_few_rows);
-  else parallel_in_runs(args.spans() * args.blocks(), 4, args, linear);
+  else parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
   return {y, u};
 }
 

@@ -9,6 +9,7 @@
 namespace dit {
 
 constexpr int64_t kLinearBlock = 32;    // columns of a work item
+constexpr int64_t kLinearRun = 4;       // items of which a thread packs the columns at a time
 constexpr int64_t kLinearSpan = 1024;   // about the rows of a work item: so many pay for packing its columns
 constexpr int64_t kLinearFewRows = 32;  // so few do not, and read the weight as it lies
 

@@ -22,7 +22,8 @@
 namespace dit::DIT_ISA {
 namespace {
 
-constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 48, kGroup = 128 / kCols;
+constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 48;
+constexpr int64_t kGroup = kLinearRun * kLinearBlock / kCols;
 static_assert(kChunk % kRows == 0, "tiles fill a chunk");
 static_assert(kLinearBlock % kCols == 0 && kLinearBlock == kPanelPadding, "panels fill a block");
 
@@ -175,7 +176,7 @@ void linear(const Linear& a, int64_t begin, int64_t end) {
     Room room(a.inputs);
     for (int64_t item = begin; item < end;) {
       const int64_t span = item / a.blocks(), block = item % a.blocks();
-      const int64_t count = std::min({a.blocks() - block, end - item, kGroup * kCols / kLinearBlock});
+      const int64_t count = std::min({a.blocks() - block, end - item, kLinearRun});
       const int64_t first = block * kLinearBlock, columns = std::min(count * kLinearBlock, a.outputs - first);
       const T* weight = static_cast<const T*>(a.weight) + first * a.inputs;
       pack_panels({weight, room.panels.get(), a.inputs, columns, 1, a.inputs, a.dtype}, 0, count);

@@ -2,9 +2,8 @@
 """Who multiplies on this CPU: "own", the native library's kernels; "onednn", oneDNN on packed weights; or PyTorch.
 
 - AVX2: own. On two cores of an AMD EPYC in float32 (PyTorch 2.13) it is 1.07 to 1.19 times as fast as MKL at the sizes
-  of DiT-S and DiT-B, oneDNN on packed weights MKL's equal; a GELU costs it 0.3 ns an element beside PyTorch's
-  1.8; 2 to 16 rows take 0.7 of MKL's time. PyTorch multiplies bfloat16 without a vector instruction there, own as
-  float32.
+  of DiT-S and DiT-B, oneDNN on packed weights MKL's equal; a GELU costs it 0.3 ns an element beside PyTorch's 1.8; 2 to
+  16 rows take 0.7 of MKL's time. PyTorch multiplies bfloat16 without a vector instruction there, own as float32.
 - AVX-512: oneDNN, where no gradient is wanted. On an AMD EPYC with AVX-512 BF16, float32 at 190-223 GFLOP/s beside
   MKL's 171-184, bfloat16 at 391-441 beside 351-416 on plain weights, and the GELU for nothing.
 - Elsewhere nothing was measured, and PyTorch's choice stands.
