@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dit_fast import ops
 
+from .in_one_call import ended
 from .layers import Attention, CrossAttention, Linear, Mlp
 
 
@@ -84,6 +85,9 @@ class Block(nn.Module):
         """
         following = [*modulation[1:], after]
         for branch, own, next_ in zip(self.branches(context), modulation, following, strict=True):
+            if next_ is not None and (done := ended(branch, x, h, own.gate, next_.shift, next_.scale, next_.eps)):
+                x, h = done
+                continue
             y = branch(h)  # (N, T, D)
             if next_ is None:
                 return ops.gated_residual(x, y, own.gate), None

@@ -113,12 +113,12 @@ def test_the_number_of_threads_changes_no_bit(m, k, f):
 def test_kernel_checks_its_arguments():
     x, weight, bias = tensors(3, 8, 4)
     for wrong, message in [
-        ((x[0], weight, bias), r"`x` must be \(M, K\)"),
+        ((x[0, 0], weight, bias), r"`x` must be \(\.\.\., K\) and contiguous"),
         ((x, weight[0], bias), r"`weight` must be \(F, K\)"),
         ((x, weight[:, :7], bias), "`weight` must have size 8"),
         ((x, weight.half(), bias), "`weight` has the wrong dtype"),
         ((x, weight, bias[:3]), "`bias` must have size 4"),
-        ((x.t().contiguous().t(), weight, bias), "`x` must be contiguous"),
+        ((x.t().contiguous().t(), weight, bias), r"`x` must be \(\.\.\., K\) and contiguous"),
         ((x.double(), weight.double(), None), "float32, bfloat16 or float16"),
     ]:
         with pytest.raises(RuntimeError, match=message):
@@ -140,9 +140,9 @@ def calls(monkeypatch, own):
     """Counts the products of ours."""
     made, original = [], cpu_linear.own
 
-    def spy(rows, weight, bias):
-        made.append(rows.shape)
-        return original(rows, weight, bias)
+    def spy(x, weight, bias):
+        made.append(x.shape)
+        return original(x, weight, bias)
 
     monkeypatch.setattr(cpu_linear, "own", spy)
     return made

@@ -2,9 +2,11 @@
 // attention: schema, checks and launches. Formulas in dit_fast/ops/attention/autograd.py and prepare.h.
 #include "ops/attention/attention.h"
 
+#include <cmath>
 #include <optional>
 
 #include "common/device.h"
+#include "ops/attention/forward.h"
 #include "ops/attention/prepare.h"
 
 namespace dit {
@@ -191,6 +193,14 @@ void implement(Registry& m) {
 }
 
 }  // namespace
+
+#if !defined(DIT_HOST_EXEC)
+Tensor self_attention_forward(const Tensor& qkv) {
+  const double scale = std::pow(double(qkv.size(4)), -0.5);
+  return std::get<0>(forward<Cpu>(qkv, std::nullopt, std::nullopt, std::nullopt, std::nullopt, scale, 0, 0.0));
+}
+#endif
+
 }  // namespace dit
 
 STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {

@@ -4,6 +4,7 @@
 #include "ops/gated_residual_adaln/gated_residual_adaln.h"
 
 #include "common/device.h"
+#include "ops/gated_residual_adaln/forward.h"
 
 namespace dit {
 namespace {
@@ -88,6 +89,14 @@ void implement(Registry& m) {
 }
 
 }  // namespace
+
+#if !defined(DIT_HOST_EXEC)
+std::tuple<Tensor, Tensor, Tensor, Tensor> gated_residual_adaln_forward_cpu(Tensor x, Tensor y, Tensor gate,
+                                                                            Tensor shift, Tensor scale, double eps) {
+  return forward<Cpu>(x, y, gate, shift, scale, eps);
+}
+#endif
+
 }  // namespace dit
 
 STABLE_TORCH_LIBRARY_FRAGMENT(DIT_LIBRARY, m) {

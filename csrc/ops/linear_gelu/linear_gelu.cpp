@@ -2,24 +2,28 @@
 // The CPU kernels that linear and linear_gelu are made of: schemas, checks and launches.
 #include "ops/linear_gelu/linear_gelu.h"
 
-#include <optional>
+#include <functional>
+#include <numeric>
 
 #include "common/device.h"
+#include "ops/linear_gelu/forward.h"
 
 namespace dit {
-namespace {
 
 std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, bool keep) {
   const char* op = "linear";
-  STD_TORCH_CHECK(x.dim() == 2, op, ": `x` must be (M, K), got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(x.dim() > 0 && x.is_contiguous(), op, ": `x` must be (..., K) and contiguous");
   STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
-  const int64_t m = x.size(0), k = x.size(1), f = weight.size(0);
+  const int64_t last = x.dim() - 1, k = x.size(last), f = weight.size(0);
   const auto type = x.scalar_type();
   const Dtype dtype = dtype_of(x, op);
-  check_dense(x, {m, k}, type, op, "x");
   check_dense(weight, {f, k}, type, op, "weight");
   if (bias) check_dense(*bias, {f}, type, op, "bias");
-  Tensor y = empty(x, {m, f}), u = empty(x, {keep ? m : 0, f});
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < last; ++i) sizes.push_back(x.size(i));
+  const int64_t m = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+  sizes.push_back(f);
+  Tensor y = empty(x, sizes), u = empty(x, {keep ? m : 0, f});
   if (m == 0 || f == 0) return {y, u};
   const Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
                     y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
@@ -27,6 +31,8 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional
   else parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
   return {y, u};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
   const char* op = "gelu_backward";

@@ -56,16 +56,21 @@ def architecture(kind: str, index: int | None) -> str:
 
 def preference(tensors: Sequence[Tensor]) -> tuple[str, ...]:
     """Backends in the order to try for q (packed or not) and, if separate, k and v."""
-    q, keys, device = tensors[0], tensors[-1].shape[1], tensors[0].device
-    if device.type not in DEFAULT or q.dtype not in KERNEL_DTYPES:
+    q, keys = tensors[0], tensors[-1].shape[1]
+    return order(q.device, q.dtype, q.shape[-1], keys)
+
+
+def order(device: torch.device, dtype: torch.dtype, width: int, keys: int) -> tuple[str, ...]:
+    """The same for heads so wide and so many tokens attended to."""
+    if device.type not in DEFAULT or dtype not in KERNEL_DTYPES:
         return ("reference",)
     found = architecture(device.type, device.index)
     ours = [
         win.backend
         for win in WINS
         if win.architecture == found
-        and q.dtype in win.dtypes
-        and q.shape[-1] in win.widths
+        and dtype in win.dtypes
+        and width in win.widths
         and win.keys[0] <= keys <= win.keys[1]
     ]
     return tuple(dict.fromkeys((*ours, *DEFAULT[device.type])))

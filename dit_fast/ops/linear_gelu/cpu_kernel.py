@@ -17,10 +17,9 @@ _gelu = torch.ops.aten.gelu.out
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     f, k = weight.shape
-    rows = x.reshape(prod(x.shape[:-1]), k)  # (M, K)
     if cpu_linear.why_not("own") is None:
-        y, u = torch.ops.dit_fast_native.linear.default(rows, weight, bias, True, keep)
-        return y.view(*x.shape[:-1], f), u
+        return torch.ops.dit_fast_native.linear.default(x, weight, bias, True, keep)
+    rows = x.reshape(prod(x.shape[:-1]), k)  # (M, K)
     if not keep and cpu_linear.why_not("onednn", rows, weight) is None:
         return cpu_linear.onednn(rows, weight, bias, gelu=True).view(*x.shape[:-1], f), x.new_empty((0, f))
     y = x.new_empty((len(rows), f))

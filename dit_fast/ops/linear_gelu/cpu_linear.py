@@ -34,13 +34,13 @@ def why_not(kernel: str, rows: Tensor | None = None, weight: Tensor | None = Non
     return packed.why_not(rows, weight)
 
 
-def own(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows (M, K), weight (F, K), bias (F,) -> (M, F); all dense, of one dtype among KERNEL_DTYPES."""
-    return torch.ops.dit_fast_native.linear.default(rows, weight, bias, False, False)[0]
+def own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., K), weight (F, K), bias (F,) -> (..., F); all dense, of one dtype among KERNEL_DTYPES."""
+    return torch.ops.dit_fast_native.linear.default(x, weight, bias, False, False)[0]
 
 
 def onednn(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """The same with oneDNN, from a packed copy of the weight, and with GELU as its epilogue if asked."""
+    """rows (M, K) -> (M, F) with oneDNN, from a packed copy of the weight; with GELU as its epilogue if asked."""
     attributes: Sequence[object] = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return packed.linear_pointwise()(rows, packed.pack(weight, len(rows)), bias, *attributes)
 

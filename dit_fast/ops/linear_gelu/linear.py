@@ -31,16 +31,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x, weight, bias = autocast(x, weight, bias, matmul=True)
     if _unfit(x, weight, bias) is not None:
         return F.linear(*given)
+    if cpu_linear.why_not("own") is None:
+        return cpu_linear.own(x.contiguous(), weight, bias)
     with torch._C._AutoDispatchBelowADInplaceOrView():  # to autograd the result is no view
         rows = x.contiguous().view(-1, x.shape[-1])  # (M, K)
-        if cpu_linear.why_not("own") is None:
-            y = cpu_linear.own(rows, weight, bias)
-        elif (reason := cpu_linear.why_not("onednn", rows, weight)) is None:
-            y = cpu_linear.onednn(rows, weight, bias)
-        else:
+        if (reason := cpu_linear.why_not("onednn", rows, weight)) is not None:
             announce("linear", "cpu", "PyTorch", [reason])
             return F.linear(*given)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return cpu_linear.onednn(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
