@@ -9,6 +9,7 @@ clock from an idle device to an idle device ("").
 
 import time
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -73,8 +74,9 @@ def time_alternating(
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns so that a drift of the machine touches all alike.
 
-    Each round begins with the next one, so that none always follows the same. `pause`: seconds of sleep before each
-    call, for functions with threads of their own (OpenVINO's, ONNX Runtime's), which wait for work by spinning on the
+    Each round has an order of its own, the same in every run: a step finds the caches as the one before left them, and
+    in a fixed order, wherever that begins, it would always follow the same. `pause`: seconds of sleep before each call,
+    for functions with threads of their own (OpenVINO's, ONNX Runtime's), which wait for work by spinning on the
     cores of the next.
     """
     clock: Callable[[Step], float] = DeviceClock(temperature) if temperature else HostClock(device)
@@ -87,9 +89,7 @@ def time_alternating(
             once(function)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(rounds):
-        names = list(functions)
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
+        for name in Random(i).sample(list(functions), len(functions)):
             time.sleep(pause)
             times[name].append(once(functions[name]))
     return times

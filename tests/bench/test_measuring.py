@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from multiprocessing import Pipe
 
 import pytest
@@ -37,16 +39,22 @@ def test_functions_take_turns_and_one_may_time_itself():
     calls = []
     steps = {"a": lambda: calls.append("a"), "elsewhere": Elsewhere(calls)}
     times = time_alternating(steps, 3, "cpu", warm_up=2)
-    assert calls == ["a", "a", "elsewhere", "elsewhere", "a", "elsewhere", "elsewhere", "a", "a", "elsewhere"]
+    assert calls[:4] == ["a", "a", "elsewhere", "elsewhere"]
+    assert [set(calls[i : i + 2]) for i in (4, 6, 8)] == [{"a", "elsewhere"}] * 3
     assert times["elsewhere"] == [7.0] * 3 and all(0 <= t < 1 for t in times["a"]) and len(times["a"]) == 3
 
 
-def test_each_round_begins_with_the_next_and_all_pause(monkeypatch):
+def test_all_pause_and_each_follows_every_other_about_as_often(monkeypatch):
     calls = []
     monkeypatch.setattr("dit_fast.bench.timing.time.sleep", calls.append)
-    time_alternating({name: lambda n=name: calls.append(n) for name in "abc"}, 4, "cpu", warm_up=0, pause=0.5)
-    assert [name for name in calls if name != 0.5] == [*"abc", *"bca", *"cab", *"abc"]
-    assert calls[::2] == [0.5] * 12
+    time_alternating({name: lambda n=name: calls.append(n) for name in "abcd"}, 600, "cpu", warm_up=0, pause=0.5)
+    assert calls[::2] == [0.5] * 2400
+    names = calls[1::2]
+    assert all(sorted(names[i : i + 4]) == [*"abcd"] for i in range(0, 2400, 4))
+    followed = Counter(pairwise(names))
+    assert all(100 < followed[a, b] < 240 for a in "abcd" for b in "abcd" if a != b)  # of 2399 pairs, 12 kinds or more
+    time_alternating({name: lambda n=name: calls.append(n) for name in "abcd"}, 600, "cpu", warm_up=0, pause=0.5)
+    assert calls[4801::2] == names
 
 
 def test_summary_is_the_median_and_the_middle_half():
