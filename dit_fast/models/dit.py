@@ -197,9 +197,7 @@ class DiT(nn.Module):
 
         first = modulations[0][0] if modulations else last
         h = ops.adaln(x, first.shift, first.scale)  # (N, T, D)
-        for i, block in enumerate(self.blocks):
-            after = modulations[i + 1][0] if i + 1 < len(modulations) else last
-            x, h = self._run(block, x, h, modulations[i], after, context)
+        h = self._through_blocks(x, h, conditioning)
         return self.final_layer(h[:, : grid[0] * grid[1]], grid)  # (N, out_channels, H, W)
 
     def forward_with_cfg(
@@ -273,6 +271,16 @@ class DiT(nn.Module):
 
     def _blocks(self) -> "list[dnn.Block]":
         return cast("list[dnn.Block]", list(self.blocks))
+
+    def _through_blocks(self, x: Tensor, h: Tensor, conditioning: Conditioning) -> Tensor:
+        """h (N, T, D) after all the blocks and the last norm."""
+        modulations, last, context = conditioning
+        if (done := dnn.blocks_in_one_call(self.blocks, x, h, modulations, last)) is not None:
+            return done
+        for i, block in enumerate(self.blocks):
+            after = modulations[i + 1][0] if i + 1 < len(modulations) else last
+            x, h = self._run(block, x, h, modulations[i], after, context)
+        return h
 
     def _run(self, block: nn.Module, *arguments: object) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

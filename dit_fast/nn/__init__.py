@@ -10,6 +10,7 @@ from .blocks import (
     FinalLayer,
     InContextBlock,
     Modulation,
+    blocks_in_one_call,
 )
 from .embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, timestep_features
 from .layers import Attention, CrossAttention, Linear, Mlp
@@ -31,6 +32,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "TimestepEmbedder",
+    "blocks_in_one_call",
     "grid_positions",
     "rope_2d",
     "sincos_2d",

@@ -15,14 +15,15 @@ each branch and the norm before the next are a single fused op, `gated_residual_
 N batch, T tokens, S context tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from dit_fast import ops
+from dit_fast.ops.branches import worth_asking
 
-from .in_one_call import ended
+from .in_one_call import Step, in_one_call, untouched
 from .layers import Attention, CrossAttention, Linear, Mlp
 
 
@@ -85,7 +86,7 @@ class Block(nn.Module):
         """
         following = [*modulation[1:], after]
         for branch, own, next_ in zip(self.branches(context), modulation, following, strict=True):
-            if next_ is not None and (done := ended(branch, x, h, own.gate, next_.shift, next_.scale, next_.eps)):
+            if next_ is not None and (done := in_one_call(x, h, [(branch, own, next_)])) is not None:
                 x, h = done
                 continue
             y = branch(h)  # (N, T, D)
@@ -93,6 +94,25 @@ class Block(nn.Module):
                 return ops.gated_residual(x, y, own.gate), None
             x, h = ops.gated_residual_adaln(x, y, own.gate, next_.shift, next_.scale, next_.eps)
         return x, h
+
+
+def blocks_in_one_call(
+    blocks: Iterable[nn.Module], x: Tensor, h: Tensor, modulations: list[list[Modulation]], last: Modulation
+) -> Tensor | None:
+    """h after all the blocks, whose last norm has shift and scale from `last`; None where they are to be called."""
+    if not modulations or not worth_asking(x):
+        return None
+    steps: list[Step] = []
+    afters = [*(modulation[0] for modulation in modulations[1:]), last]
+    for block, modulation, after in zip(blocks, modulations, afters, strict=True):
+        if not isinstance(block, Block) or not untouched(block):
+            return None
+        if type(block).forward is not Block.forward or type(block).branches is not Block.branches:
+            return None
+        attn, mlp = block._modules["attn"], block._modules["mlp"]
+        steps += (attn, modulation[0], modulation[1]), (mlp, modulation[1], after)
+    done = in_one_call(x, h, steps)
+    return None if done is None else done[1]
 
 
 class AdaLNZeroBlock(Block):

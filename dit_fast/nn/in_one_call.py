@@ -1,49 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A branch and what ends it as one call of `ops.branch`, where calling its modules would do nothing else."""
+"""Branches of blocks as one call of `ops.branches`, where calling their modules would do nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from dit_fast.ops import branch as calls
+from dit_fast.ops import branches as calls
 
 from .layers import Attention, Linear, Mlp
 
+if TYPE_CHECKING:
+    from .blocks import Modulation
 
-def ended(
-    branch: Callable[[Tensor], Tensor], x: Tensor, h: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
-) -> tuple[Tensor, Tensor] | None:
-    """x + gate * branch(h), and that, normalised with shift and scale; None where module and op are to be called.
+Step = tuple[Callable[[Tensor], Tensor] | None, "Modulation", "Modulation"]
+"""A branch, its own modulation, of which the gate counts, and the next, of which shift, scale and eps do."""
 
-    So they are where somebody has hooked, replaced or compiled a module of the branch, and where `ops.branch` says so.
+
+def in_one_call(x: Tensor, h: Tensor, steps: Iterable[Step]) -> tuple[Tensor, Tensor] | None:
+    """x and h after x = x + gate * branch(h), h = LN(x) * (1 + scale) + shift for each branch in turn.
+
+    None where modules and ops are to be called: somebody has hooked, replaced or compiled a module, or `ops.branches`
+    says so.
     """
     if not calls.worth_asking(x) or _has_any_global_hook():
         return None
-    if type(branch) is Attention and branch.qk_norm is None:
-        layers = _layers(branch, "qkv", "proj")
-        return layers and calls.attention_branch(x, h, *layers, branch.num_heads, gate, shift, scale, eps)
-    if type(branch) is Mlp:
-        layers = _layers(branch, "fc1", "fc2")
-        return layers and calls.mlp_branch(x, h, *layers, gate, shift, scale, eps)
-    return None
+    given = []
+    for branch, own, after in steps:
+        if type(branch) is Attention and branch.qk_norm is None:
+            heads, layers = branch.num_heads, _layers(branch, "qkv", "proj")
+        elif type(branch) is Mlp:
+            heads, layers = 0, _layers(branch, "fc1", "fc2")
+        else:
+            return None
+        if layers is None:
+            return None
+        given.append(calls.Branch(heads, layers, own.gate, after.shift, after.scale, after.eps))
+    return calls.branches(x, h, given)
 
 
-def _layers(branch: nn.Module, first: str, last: str) -> tuple[calls.Layer, calls.Layer] | None:
-    """Weights and biases of a branch's two Linears; None where its modules do more than their classes say."""
-    one, other = branch._modules[first], branch._modules[last]  # nn.Module's __getattr__ takes its time
-    if type(one) is not Linear or type(other) is not Linear:
-        return None
-    if not (_untouched(branch) and _untouched(one) and _untouched(other)):
-        return None
-    a, b = one._parameters, other._parameters
-    weights = a.get("weight"), b.get("weight")
-    if weights[0] is None or weights[1] is None:  # somebody keeps them elsewhere
-        return None
-    return (weights[0], a["bias"]), (weights[1], b["bias"])
-
-
-def _untouched(module: nn.Module) -> bool:
+def untouched(module: nn.Module) -> bool:
+    """Whether to call the module is to call its class's `forward`."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -52,3 +50,19 @@ def _untouched(module: nn.Module) -> bool:
         or module._compiled_call_impl is not None
         or "forward" in module.__dict__
     )
+
+
+def _layers(branch: nn.Module, *names: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Weights and biases of a branch's two Linears; None where one has none or its modules were changed."""
+    if not untouched(branch):
+        return None
+    found = []
+    for name in names:
+        layer = branch._modules[name]  # nn.Module's __getattr__ takes its time
+        if type(layer) is not Linear or not untouched(layer):
+            return None
+        found += [layer._parameters.get("weight"), layer._parameters.get("bias")]
+    weight1, bias1, weight2, bias2 = found
+    if weight1 is None or bias1 is None or weight2 is None or bias2 is None:  # somebody may keep them elsewhere
+        return None
+    return weight1, bias1, weight2, bias2

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_fast import nn as dnn
 from dit_fast.models import CONDITIONING
-from dit_fast.ops import branch as calls
+from dit_fast.ops import branches as calls
 from dit_fast.ops import use_backend
 from dit_fast.ops._core import backends, native
 from dit_fast.ops.linear_gelu import cpu_linear
@@ -39,23 +39,17 @@ def own(monkeypatch):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Names of the branches that were one call."""
-    names = []
+    """The calls made: a letter for each branch, "a" with an attention, "m" an MLP."""
+    found, original = [], calls.branches
 
-    def watch(name, original):
-        def spy(*arguments):
-            result = original(*arguments)
-            names.extend([name] * (result is not None))
-            return result
+    def spy(x, h, given):
+        result = original(x, h, given)
+        if result is not None:
+            found.append("".join("a" if branch.num_heads else "m" for branch in given))
+        return result
 
-        monkeypatch.setattr(calls, name, spy)
-
-    watch("attention_branch", calls.attention_branch)
-    watch("mlp_branch", calls.mlp_branch)
-    return names
-
-
-BOTH = ["attention_branch", "mlp_branch"]
+    monkeypatch.setattr(calls, "branches", spy)
+    return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,7 +64,7 @@ def test_the_bits_are_those_of_the_ops(isa, made, monkeypatch, design, dtype, mo
             monkeypatch.setattr(calls, "_BUILT", built)
             results.append(model(x.to(dtype), t, y))
     assert torch.equal(*results)
-    assert made == BOTH * 2
+    assert made == (["a", "m"] * 2 if design == "cross_attention" else ["amam"])
     assert not results[0]._is_view() and results[0].is_inference() == (mode is torch.inference_mode)
 
 
@@ -128,10 +122,10 @@ ATTENTION_WATCHED = {
 @pytest.mark.parametrize("change", ATTENTION_WATCHED)
 def test_a_branch_that_somebody_changed_is_called(block, made, change):
     block, given, wanted = block
-    assert same(block(*given), wanted) and made == BOTH
+    assert same(block(*given), wanted) and made == ["a", "m"]
     ATTENTION_WATCHED[change](block)
     got = block(*given)
-    assert made == [*BOTH, "mlp_branch"]
+    assert made == ["a", "m", "m"]
     assert same(got, wanted) or change == "a parametrization"
 
 
@@ -139,9 +133,9 @@ def test_so_is_an_mlp(block, made):
     block, given, wanted = block
     calls_of_fc2 = []
     handle = block.mlp.fc2.register_forward_hook(lambda *_: calls_of_fc2.append(1))
-    assert same(block(*given), wanted) and made == ["attention_branch"] and calls_of_fc2 == [1]
+    assert same(block(*given), wanted) and made == ["a"] and calls_of_fc2 == [1]
     handle.remove()
-    assert same(block(*given), wanted) and made == ["attention_branch", *BOTH]
+    assert same(block(*given), wanted) and made == ["a", "a", "m"]
 
 
 def test_normalised_heads_have_no_call(own, made):
@@ -149,7 +143,7 @@ def test_normalised_heads_have_no_call(own, made):
     block.attn = dnn.Attention(128, 2, "rms")
     with use_backend("cpu"), torch.no_grad():
         block(*given)
-    assert made == ["mlp_branch"]
+    assert made == ["m"]
 
 
 @contextlib.contextmanager
@@ -185,8 +179,8 @@ def test_attention_goes_where_it_is_fastest(block, made, monkeypatch):
     block, given, _ = block
     with use_backend(attention="sdpa"):
         block(*given)
-    assert made == ["mlp_branch"]
-    for first, expected in (("sdpa", ["mlp_branch"]), ("cpu", BOTH)):
+    assert made == ["m"]
+    for first, expected in (("sdpa", ["m"]), ("cpu", ["a", "m"])):
         made.clear()
         monkeypatch.setattr(calls, "order", lambda *_, first=first: (first, "reference"))
         with use_backend("auto"):
@@ -196,9 +190,10 @@ def test_attention_goes_where_it_is_fastest(block, made, monkeypatch):
 
 def test_what_does_not_fit_is_left_to_the_ops(block, made):
     block, (x, h, modulation, after), wanted = block
-    across = x.transpose(0, 1).contiguous().transpose(0, 1)
-    assert same(block(across, h, modulation, after), wanted) and made == ["mlp_branch"]
-    made.clear()
+    across = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (x, h)]
+    for given in ((across[0], h), (x, across[1])):
+        assert same(block(*given, modulation, after), wanted) and made == ["m"]
+        made.clear()
     for index, wrong in ((0, x[:1]), (0, x.double()), (0, x.to("meta")), (1, h[..., :7])):
         given = [x, h, modulation, after]
         given[index] = wrong
@@ -227,14 +222,47 @@ def test_a_compiled_block_holds_the_ops(block):
     torch.testing.assert_close(got, wanted)
 
 
-def test_the_native_calls_check_their_arguments():
+def test_blocks_that_somebody_changed_are_called(own, made):
+    model = live_model(hidden_size=144, depth=2)
+    given = batch(model, 3, 8, 6)
+
+    class Mine(dnn.AdaLNZeroBlock):
+        def branches(self, context):
+            return [self.attn, lambda h: self.mlp(h) * 2]
+
+    with use_backend("cpu"), torch.no_grad():
+        wanted = model(*given)
+        hooked(model.blocks[0])
+        assert torch.equal(model(*given), wanted) and made == ["amam", "a", "m", "a", "m"]
+        model.blocks[0]._forward_hooks.clear()
+        made.clear()
+        model.blocks[1].__class__ = Mine
+        assert not torch.allclose(model(*given), wanted) and made == ["a", "m", "a"]
+        made.clear()
+        model.blocks[1] = torch.compile(model.blocks[0], backend="eager")
+        model(*given)
+        assert made == ["a", "m"]
+
+
+def test_a_model_without_blocks(own):
+    model = live_model(depth=0)
+    with torch.no_grad():
+        assert model(*batch(model)).isfinite().all()
+
+
+def test_the_native_call_checks_its_arguments():
     block, x, h, (own, _), _ = block_and_inputs()
-    native_calls, attn = torch.ops.dit_fast_native, block.attn
-    given = [x, h, attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias, 2, own.gate, own.shift, own.scale]
-    for index, wrong, message in [
-        (1, h[0], r"`h` must be \(N, T, D\)"), (2, attn.proj.weight, "`qkv_weight` must have size 384"),
-        (4, attn.qkv.weight[:64], "`bias` must have size 64"), (6, 3, "`heads` must divide D = 128, got 3"),
-        (0, x[:1], "`y` must have size 1"), (7, own.gate[:1], "`gate` must have size 2"),
-    ]:  # fmt: skip
+    attn, native_call = block.attn, torch.ops.dit_fast_native.branches
+    layers, rows = [attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias], [own.gate, own.shift, own.scale]
+    swapped = [layers[2], layers[3], layers[0], layers[1]]
+    for given, message in [
+        ((x, h[0], layers, rows, [2], [1e-6]), r"`h` must be \(N, T, D\)"),
+        ((x, h, swapped, rows, [2], [1e-6]), "`qkv's weight` must have size 384"),
+        ((x, h, layers, rows, [3], [1e-6]), "`heads` must divide D = 128, got 3"),
+        ((x[:1], h, layers, rows, [2], [1e-6]), "`y` must have size 1"),
+        ((x, h, layers, [own.gate[:1], *rows[1:]], [2], [1e-6]), "`gate` must have size 2"),
+        ((x, h, layers, rows, [2, 2], [1e-6]), "2 branches need 4 `layers`, 3 `rows` and 1 `eps` each, got 4, 3, 1"),
+        ((x, h, layers, rows, [0], [1e-6]), "`weight` must have size 384"),
+    ]:
         with pytest.raises(RuntimeError, match=message), torch.no_grad():
-            native_calls.attention_branch(*given[:index], wrong, *given[index + 1 :], 1e-6)
+            native_call(*given)
