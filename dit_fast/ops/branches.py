@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._core import KERNEL_DTYPES, current_backend, native, why_not_direct
+from ._core import KERNEL_DTYPES, current_backend, dense, native, why_not_direct
 from ._core.backends import announce
 from .attention.preference import order
 from .linear_gelu import cpu_linear
@@ -60,7 +60,7 @@ def branches(x: Tensor, h: Tensor, given: Sequence[Branch]) -> tuple[Tensor, Ten
         if current_backend(op) == "auto":
             announce(op, "cpu", "cpu", [])
     layers = [tensor for branch in given for tensor in branch.layers]
-    rows = [_dense(row) for branch in given for row in (branch.gate, branch.shift, branch.scale)]
+    rows = [dense(row, strided=True) for branch in given for row in (branch.gate, branch.shift, branch.scale)]
     heads, eps = [branch.num_heads for branch in given], [branch.eps for branch in given]
     return torch.ops.dit_fast_native.branches.default(x, h, layers, rows, heads, eps)
 
@@ -68,7 +68,7 @@ def branches(x: Tensor, h: Tensor, given: Sequence[Branch]) -> tuple[Tensor, Ten
 def why_not(x: Tensor, h: Tensor, given: Sequence[Branch]) -> str | None:
     """Why the ops have to be called one by one, who cast, copy, refuse or leave to others; None if nobody would."""
     if not worth_asking(x):
-        return "the library's linears do not serve here"
+        return "gradients are enabled, a graph is traced, or the library's linears do not serve"
     if torch._C._is_any_autocast_enabled():
         return "autocast chooses a dtype for each op"
     if x.dim() != 3 or not x.numel() or x.dtype not in KERNEL_DTYPES:
@@ -116,7 +116,3 @@ def _why_not_branch(x: Tensor, branch: Branch) -> str | None:
 
 def _fits(tensor: Tensor, x: Tensor, size: tuple[int, ...]) -> bool:
     return tensor.shape == size and tensor.dtype is x.dtype and tensor.is_cpu
-
-
-def _dense(row: Tensor) -> Tensor:
-    return row if row.stride(1) == 1 else row.contiguous()

@@ -12,29 +12,11 @@ from dit_fast.models import CONDITIONING
 from dit_fast.ops import branches as calls
 from dit_fast.ops import use_backend
 from dit_fast.ops._core import backends, native
-from dit_fast.ops.linear_gelu import cpu_linear
 from dit_fast.parity import DTYPES, poisoned
 
 from ..models.live import batch, live_model
 
 pytestmark = pytest.mark.skipif(native.MISSING is not None, reason=str(native.MISSING))
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request, monkeypatch):
-    """An instruction set, whose linears are the library's own, whatever this package would choose."""
-    if request.param not in native.instruction_sets():
-        pytest.skip(f"this CPU has no {request.param}")
-    before = native.instruction_set()
-    native.set_instruction_set(request.param)
-    monkeypatch.setattr(cpu_linear, "CHOICE", {request.param: "own"})
-    yield request.param
-    native.set_instruction_set(before)
-
-
-@pytest.fixture
-def own(monkeypatch):
-    monkeypatch.setattr(cpu_linear, "CHOICE", {native.instruction_set(): "own"})
 
 
 @pytest.fixture
@@ -55,7 +37,7 @@ def made(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("design", CONDITIONING)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_bits_are_those_of_the_ops(isa, made, monkeypatch, design, dtype, mode):
+def test_the_bits_are_those_of_the_ops(isa, own, made, monkeypatch, design, dtype, mode):
     model = live_model(conditioning=design, hidden_size=144, depth=2).to(dtype)
     x, t, y = batch(model, 3, 8, 6)
     results = []
@@ -206,12 +188,13 @@ def test_what_does_not_fit_is_left_to_the_ops(block, made):
             block(x, h, [modulation[0]._replace(gate=wrong), modulation[1]], after)
 
 
-def test_the_choice_of_each_op_is_logged(block, monkeypatch):
+def test_the_choice_of_each_op_is_logged(block, made, monkeypatch):
     block, given, _ = block
     monkeypatch.setattr(backends, "_announced", set())
     monkeypatch.setattr(calls, "order", lambda *_: ("cpu",))
     with use_backend("auto"):
         block(*given)
+    assert made == ["a", "m"]
     assert {op for op, *_ in backends._announced} == {"attention", "linear_gelu", "gated_residual_adaln"}
 
 

@@ -20,23 +20,6 @@ from dit_fast.parity import DTYPES, compare, poisoned
 kernel = None if native.MISSING else torch.ops.dit_fast_native.linear
 
 
-@pytest.fixture
-def own(monkeypatch):
-    """The library's kernels, whatever this machine would choose."""
-    monkeypatch.setattr(cpu_linear, "CHOICE", {native.instruction_set(): "own"})
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request):
-    if request.param not in native.instruction_sets():
-        pytest.skip(f"this CPU has no {request.param}")
-    before = native.instruction_set()
-    native.set_instruction_set(request.param)
-    assert native.instruction_set() == request.param
-    yield request.param
-    native.set_instruction_set(before)
-
-
 def tensors(m, k, f, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((m, k), (f, k), (f,)))

@@ -5,7 +5,7 @@ from .backends import BACKENDS, BackendUnavailable, checkpoint, current_backend,
 from .checks import autocast, check_same, check_tensor, fail, without_autocast
 from .cuda_limits import row_limits
 from .direct import why_not_direct
-from .op import KERNEL_DTYPES, OPS, Backend, Op, tensors_in
+from .op import KERNEL_DTYPES, OPS, Backend, Op, dense, tensors_in
 from .spec import LAYOUTS, Case, Cost, Maker, Spec, relayout, token_cases, twin
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_tensor",
     "checkpoint",
     "current_backend",
+    "dense",
     "fail",
     "relayout",
     "row_limits",

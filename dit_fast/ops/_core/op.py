@@ -149,13 +149,13 @@ class Op:
 
         def run(*arguments: Any) -> Any:
             *given, backend = arguments
-            dense = [*map(_dense, given, strided)]
-            first = next(tensors_in(dense))
+            ready = [*map(dense, given, strided)]
+            first = next(tensors_in(ready))
             current = torch.cuda.device_of(first) if first.is_cuda else nullcontext()  # where Triton launches
             with current, torch._C._AutoDispatchBelowADInplaceOrView():  # no result is a view to autograd
-                result = getattr(self._backend(backend), direction)(*dense)
+                result = getattr(self._backend(backend), direction)(*ready)
             for i in written:
-                _write_back(given[i], dense[i])
+                _write_back(given[i], ready[i])
             return result
 
         def run_fake(*arguments: Any) -> Any:
@@ -281,11 +281,11 @@ class Op:
         raise BackendUnavailable(f"{self.name} has no backend {name!r}")
 
 
-def _dense(argument: Any, strided: bool) -> Any:
+def dense(argument: Any, strided: bool) -> Any:
     """The argument as kernels take it (see the module); what is no tensor, as it is."""
     if isinstance(argument, Tensor):
         return argument if strided and (argument.stride(-1) == 1 or argument.size(-1) <= 1) else argument.contiguous()
-    return [_dense(item, strided) for item in argument] if isinstance(argument, list) else argument
+    return [dense(item, strided) for item in argument] if isinstance(argument, list) else argument
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:
