@@ -189,6 +189,13 @@ def test_reasons(tensor, reason):
     assert found is None if reason is None else reason in found
 
 
+def test_what_is_differentiable_may_be_called_for_a_gradient():
+    wanted = torch.nn.Parameter(ROWS)
+    assert "gradient" in why_not_direct((X, [wanted]))
+    assert why_not_direct((X, [wanted]), differentiable=True) is None
+    assert "class" in why_not_direct((wanted, [X.as_subclass(Mine)]), differentiable=True)
+
+
 @pytest.mark.parametrize("op", [lambda x: ops.linear(x, X[0], None), lambda x: ops.linear_gelu(x, X[0], X[0, :, 0])])
 def test_results_can_be_changed_where_a_gradient_is_wanted_again(op):
     with torch.no_grad():

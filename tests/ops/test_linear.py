@@ -54,6 +54,23 @@ def test_kernel_at_the_borders_of_its_tiles(isa, dtype, with_bias):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_the_input_at_the_borders_of_its_tiles(isa, dtype):
+    for m, f, k in SIZES:
+        dy, weight, _ = tensors(m, f, k, dtype)
+        weight = weight.t().contiguous()
+        with poisoned():
+            dx = torch.ops.dit_fast_native.linear_input_gradient(dy, weight)
+        assert compare(dx, dy @ weight, dy.double() @ weight.double(), dtype)[2] <= 1, (m, k, f)
+
+
+@pytest.mark.parametrize("m,f,k", [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
+def test_gradient_of_the_input_of_nothing(isa, m, f, k):
+    with poisoned():
+        dx = torch.ops.dit_fast_native.linear_input_gradient(torch.ones(m, f), torch.ones(f, k))
+    assert torch.equal(dx, torch.full((m, k), float(f)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (63, 9), (64, 16), (65, 33), (200, 5), (0, 7)])
 def test_gradient_of_the_gelu(isa, dtype, shape):
     generator = torch.Generator().manual_seed(0)
@@ -83,10 +100,12 @@ def test_rows_that_are_not_numbers_stay_in_their_rows(m):
 def test_the_number_of_threads_changes_no_bit(m, k, f):
     given, results, before = tensors(m, k, f), [], torch.get_num_threads()
     u, dy = (torch.randn(m, f, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    native_ops = torch.ops.dit_fast_native
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            results.append([*kernel(*given, True, True), *torch.ops.dit_fast_native.gelu_backward(dy, u)])
+            dx = native_ops.linear_input_gradient(dy, given[1])
+            results.append([*kernel(*given, True, True), *native_ops.gelu_backward(dy, u), dx])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -106,6 +125,17 @@ def test_kernel_checks_its_arguments():
     ]:
         with pytest.raises(RuntimeError, match=message):
             kernel(*wrong, False, False)
+    dy = torch.ones(3, 4)
+    for wrong, message in [
+        ((dy[0], weight), r"`dy` must be \(M, F\)"),
+        ((dy, weight[0]), r"`weight` must be \(F, K\)"),
+        ((dy, weight[:3]), "`weight` must have size 4"),
+        ((dy, weight.half()), "`weight` has the wrong dtype"),
+        ((dy[:1].expand(3, 4), weight), "`dy` must be contiguous"),
+        ((dy.double(), weight.double()), "float32, bfloat16 or float16"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.dit_fast_native.linear_input_gradient(*wrong)
 
 
 class Sees(TorchDispatchMode):
@@ -148,10 +178,6 @@ def test_inference_takes_the_kernel_in_any_shape_and_layout(calls, shape, with_b
 def test_whatever_else_wants_to_see_linear_gets_pytorchs(calls):
     x, weight, bias = tensors(5, 24, 10)
     wanted = F.linear(x, weight, bias)
-    for index in range(3):
-        leaves = [t.clone().requires_grad_(i == index) for i, t in enumerate((x, weight, bias))]
-        assert ops.linear(*leaves).requires_grad
-        assert "gradient" in why_not(*leaves)
     with ops.use_backend("reference"):
         assert torch.equal(ops.linear(x, weight, bias), wanted)
     with ops.use_backend(linear_gelu="triton"):
@@ -217,9 +243,120 @@ def test_the_module_is_pytorchs_with_another_forward(calls):
         for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
             torch.testing.assert_close(module(x), theirs(x))
     assert len(calls) == 3
-    ours(x).sum().backward()
-    theirs(x).sum().backward()
-    assert torch.equal(ours.weight.grad, theirs.weight.grad) and len(calls) == 3
+    ours(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert len(calls) == 4
+
+
+def gradients(function, tensors, backward):
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    return torch.autograd.grad(function(*leaves), leaves, backward)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 40, 24)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients(calls, dtype, shape, with_bias):
+    _, weight, bias = tensors(1, 24, 10, dtype)
+    generator = torch.Generator().manual_seed(1)
+    x, dy = (torch.randn(*shape[:-1], n, generator=generator).to(dtype) for n in (24, 10))
+    given = (x, weight, bias) if with_bias else (x, weight)
+    with poisoned():
+        got = gradients(ops.linear, given, dy)
+    eager = gradients(F.linear, given, dy)
+    exact = gradients(F.linear, [t.double() for t in given], dy.double())
+    assert calls == [shape]
+    for name, *three in zip(("x", "weight", "bias"), got, eager, exact, strict=False):
+        assert three[0].shape == three[1].shape and compare(*three, dtype)[2] <= 1, name
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_only_the_gradient_that_is_wanted(calls, index, monkeypatch):
+    made = []
+
+    def spy(name, function):
+        monkeypatch.setattr(cpu_linear, name, lambda *given: made.append(name) or function(*given))
+
+    for name in ("input_gradient", "weight_gradient"):
+        spy(name, getattr(cpu_linear, name))
+    leaves = [t.requires_grad_(i == index) for i, t in enumerate(tensors(5, 24, 10))]
+    ops.linear(*leaves).sum().backward()  # dy is one number, expanded
+    assert [t.grad is not None for t in leaves] == [i == index for i in range(3)]
+    torch.testing.assert_close(leaves[index].grad, gradients(F.linear, leaves, torch.ones(5, 10))[index])
+    assert made == [["input_gradient"], ["weight_gradient"], []][index] and len(calls) == 1
+
+
+def test_layouts_of_x_and_of_its_gradient(calls):
+    x, weight, bias = tensors(40, 24, 10)
+    wanted = gradients(F.linear, (x, weight, bias), torch.ones(40, 10))
+    x = x.t().contiguous().t()
+    dy = torch.ones(10, 40).t()
+    for got, other in zip(gradients(ops.linear, (x, weight, bias), dy), wanted, strict=True):
+        torch.testing.assert_close(got, other)
+
+
+def test_a_gradient_of_the_gradient(calls):
+    given = tensors(70, 24, 40)
+    found = []
+    for function, dtype in ((ops.linear, torch.float32), (F.linear, torch.float32), (F.linear, torch.float64)):
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in given]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for three in zip(*found, strict=True):
+        assert compare(*three, torch.float32)[2] <= 1
+    assert len(calls) == 1
+
+
+def test_who_watches_the_backward_sees_pytorchs_products(calls):
+    leaves = [t.requires_grad_() for t in tensors(5, 24, 10)]
+    y = ops.linear(*leaves)
+    with Sees() as mode:
+        y.sum().backward()
+    assert mode.seen.count("aten.mm.default") == 2
+    x, *others = leaves
+    jacobian = torch.autograd.functional.jacobian
+    ours = jacobian(lambda x: ops.linear(x, *others), x, vectorize=True)
+    torch.testing.assert_close(ours, jacobian(lambda x: F.linear(x, *others), x))
+
+
+def test_nothing_is_kept_twice_and_no_change_goes_unnoticed(calls):
+    x, weight, bias = (t.requires_grad_() for t in tensors(5, 24, 10))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        y = ops.linear(x, weight, bias)
+    assert sorted(kept) == sorted([x.data_ptr(), weight.data_ptr()])
+    with torch.no_grad():
+        weight.mul_(2)
+    y = ops.linear(x, weight, bias)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    assert len(calls) == 2
+
+
+def test_training_under_autocast(calls):
+    given = tensors(40, 24, 10)
+    found = []
+    for function in (ops.linear, F.linear):
+        leaves = [t.clone().requires_grad_() for t in given]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = function(*leaves).float().square().sum()
+        found.append(torch.autograd.grad(loss, leaves))
+    exact = gradients(lambda *t: F.linear(*t).square(), [t.bfloat16().double() for t in given], torch.ones(40, 10))
+    for ours, theirs, wanted in zip(*found, exact, strict=True):
+        assert ours.dtype == torch.float32 and compare(ours, theirs, wanted, torch.bfloat16)[2] <= 1
+    assert len(calls) == 1
+
+
+def test_where_onednn_multiplies_gradients_are_pytorchs(monkeypatch):
+    monkeypatch.setattr(cpu_linear, "CHOICE", {native.instruction_set(): "onednn"})
+    given = tensors(5, 24, 10)
+    for index in range(3):
+        leaves = [t.clone().requires_grad_(i == index) for i, t in enumerate(given)]
+        assert "gradient" in why_not(*leaves)
+        assert ops.linear(*leaves).grad_fn.name() == "AddmmBackward0"
 
 
 def test_a_cpu_nothing_was_measured_on_keeps_pytorchs_and_says_so(monkeypatch, caplog):

@@ -26,13 +26,30 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional
   Tensor y = empty(x, sizes), u = empty(x, {keep ? m : 0, f});
   if (m == 0 || f == 0) return {y, u};
   const Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
-                    y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, gelu, dtype};
+                    y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, 1, k, gelu, dtype};
   if (m <= kLinearFewRows) parallel(args.blocks(), 2, args, linear_few_rows);
   else parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
   return {y, u};
 }
 
 namespace {
+
+// dx = dy weight: a linear layer whose weight lies the other way round.
+Tensor input_gradient(Tensor dy, Tensor weight) {
+  const char* op = "linear_input_gradient";
+  STD_TORCH_CHECK(dy.dim() == 2, op, ": `dy` must be (M, F), got ", dy.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
+  const int64_t m = dy.size(0), f = dy.size(1), k = weight.size(1);
+  const auto type = dy.scalar_type();
+  const Dtype dtype = dtype_of(dy, op);
+  check_dense(dy, {m, f}, type, op, "dy");
+  check_dense(weight, {f, k}, type, op, "weight");
+  Tensor dx = empty(dy, {m, k});
+  const Linear args{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr,
+                    m, f, k, k, 1, false, dtype};
+  if (m > 0) parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
+  return dx;
+}
 
 std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
   const char* op = "gelu_backward";
@@ -55,10 +72,12 @@ std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, bool keep) -> (Tensor y, Tensor u)");
+  m.def("linear_input_gradient(Tensor dy, Tensor weight) -> Tensor dx");
   m.def("gelu_backward(Tensor dy, Tensor u) -> (Tensor du, Tensor dbias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {
   m.impl("linear", TORCH_BOX(&dit::linear_forward));
+  m.impl("linear_input_gradient", TORCH_BOX(&dit::input_gradient));
   m.impl("gelu_backward", TORCH_BOX(&dit::gelu_gradient));
 }

@@ -17,6 +17,7 @@ struct Linear {
   const void *x, *weight, *bias;  // bias may be null
   void *y, *u;                    // u, the values before the GELU, may be null
   int64_t rows, inputs, outputs;
+  int64_t input_step, output_step;  // of the weight; one is 1, and of few rows it is input_step
   bool gelu;
   Dtype dtype;
 

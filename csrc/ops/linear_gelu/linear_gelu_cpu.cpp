@@ -178,8 +178,8 @@ void linear(const Linear& a, int64_t begin, int64_t end) {
       const int64_t span = item / a.blocks(), block = item % a.blocks();
       const int64_t count = std::min({a.blocks() - block, end - item, kLinearRun});
       const int64_t first = block * kLinearBlock, columns = std::min(count * kLinearBlock, a.outputs - first);
-      const T* weight = static_cast<const T*>(a.weight) + first * a.inputs;
-      pack_panels({weight, room.panels.get(), a.inputs, columns, 1, a.inputs, a.dtype}, 0, count);
+      const T* weight = static_cast<const T*>(a.weight) + first * a.output_step;
+      pack_panels({weight, room.panels.get(), a.inputs, columns, a.input_step, a.output_step, a.dtype}, 0, count);
       const int64_t last = a.span_begin(span + 1);
       for (int64_t row = a.span_begin(span); row < last; row += kChunk)
         chunk_of_linear<T>(a, exp, room, row, std::min(kChunk, last - row), first, (columns + kCols - 1) / kCols);

@@ -31,20 +31,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    f, k = weight.shape
-    dx, dweight = x.new_empty(x.shape), weight.new_empty((f, k))
-    rows = x.reshape(u.shape[0], k)  # (M, K)
-    du, dbias = _through_gelu(dy.view(u.shape), u)
-    torch.mm(du, weight, out=dx.view(rows.shape))
-    torch.mm(du.t(), rows, out=dweight)
-    return dx, dweight, dbias
-
-
-def _through_gelu(dy: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """du (M, F) and its sum over rows (F,)."""
+    rows, dy = x.reshape(u.shape[0], weight.shape[1]), dy.view(u.shape)  # (M, K), (M, F)
     if cpu_linear.why_not("own") is None:
-        return torch.ops.dit_fast_native.gelu_backward.default(dy, u)
+        du, dbias = torch.ops.dit_fast_native.gelu_backward.default(dy, u)
+        return cpu_linear.input_gradient(du, weight).view(x.shape), cpu_linear.weight_gradient(du, rows), dbias
     du, dbias = torch.empty_like(u), u.new_empty(u.shape[1])
     torch.ops.aten.gelu_backward.grad_input(dy, u, approximate="tanh", grad_input=du)
     torch.sum(du, 0, out=dbias)
-    return du, dbias
+    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+    torch.mm(du, weight, out=dx.view(rows.shape))
+    torch.mm(du.t(), rows, out=dweight)
+    return dx, dweight, dbias

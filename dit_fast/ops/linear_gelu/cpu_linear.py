@@ -2,8 +2,9 @@
 """Who multiplies on this CPU: "own", the native library's kernels; "onednn", oneDNN on packed weights; or PyTorch.
 
 - AVX2: own. On two cores of an AMD EPYC in float32 (PyTorch 2.13) it is 1.07 to 1.19 times as fast as MKL at the sizes
-  of DiT-S and DiT-B, oneDNN on packed weights MKL's equal; a GELU costs it 0.3 ns an element beside PyTorch's 1.8; 2 to
-  16 rows take 0.7 of MKL's time. PyTorch multiplies bfloat16 without a vector instruction there, own as float32.
+  of DiT-S and DiT-B, 1.04 to 1.13 times in the gradient of x, oneDNN on packed weights MKL's equal; a GELU costs it
+  0.3 ns an element beside PyTorch's 1.8; 2 to 16 rows take 0.7 of MKL's time. PyTorch multiplies bfloat16 without a
+  vector instruction there, own as float32.
 - AVX-512: oneDNN, where no gradient is wanted. On an AMD EPYC with AVX-512 BF16, float32 at 190-223 GFLOP/s beside
   MKL's 171-184, bfloat16 at 391-441 beside 351-416 on plain weights, and the GELU for nothing.
 - Elsewhere nothing was measured, and PyTorch's choice stands.
@@ -37,6 +38,21 @@ def why_not(kernel: str, rows: Tensor | None = None, weight: Tensor | None = Non
 def own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., K), weight (F, K), bias (F,) -> (..., F); all dense, of one dtype among KERNEL_DTYPES."""
     return torch.ops.dit_fast_native.linear.default(x, weight, bias, False, False)[0]
+
+
+def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    """dy (M, F), weight (F, K) -> dx = dy weight (M, K); both dense, as for `own`."""
+    return torch.ops.dit_fast_native.linear_input_gradient.default(dy, weight)
+
+
+def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dy (M, F), x (M, K) -> dweight = dy^T x (F, K), where the CPU's choice is "own".
+
+    By PyTorch: a kernel of our own was not faster than MKL here. 16 bits are multiplied in float32, see the module.
+    """
+    dweight = x.new_empty((dy.shape[1], x.shape[1]), dtype=torch.float32)
+    torch.mm(dy.float().t(), x.float(), out=dweight)  # `out`: autocast leaves it alone
+    return dweight.to(x.dtype)
 
 
 def onednn(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
