@@ -69,7 +69,7 @@ ON_CPU: Parts = {
         replace(S_MODEL, batches=(8,), rounds=15, peers=("plain", "compile", "compile-frozen", "diffusers", *RUNTIMES)),
         replace(S_MODEL, models=("DiT-B/2",), batches=(2, 8), rounds=11, peers=("plain", "compile", *RUNTIMES)),
     ]),
-    "train": (8.0, [replace(S_TRAIN, batches=(8,), rounds=5, peers=("plain", "compile"))]),
+    "train": (8.0, [replace(S_TRAIN, batches=(8,), rounds=11, peers=("plain", "compile"))]),
     "bfloat16": (6.0, [replace(S_MODEL, dtypes=EMULATED, batches=(2,), rounds=3, peers=("plain", *RUNTIMES))]),
     "unets": (8.0, [replace(S, models=(), kinds=("unets",), batches=(1,))]),
     "growth": (12.0, [replace(S, models=(), kinds=("growth",))]),

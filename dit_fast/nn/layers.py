@@ -9,7 +9,7 @@ from dit_fast import ops
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear through `ops.linear`, which has faster kernels for inference on a CPU."""
+    """torch.nn.Linear through `ops.linear`, which has faster kernels on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.linear(input, self.weight, self.bias)

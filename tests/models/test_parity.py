@@ -72,19 +72,22 @@ def test_model_against_diffusers(heads, width):
         assert ratio <= 1, (backend, error, eager_error)
 
 
+def with_gradients(model, called, inputs):
+    """The output and all gradients."""
+    out = called(*inputs)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad])]
+
+
 @pytest.mark.parametrize("design", CONDITIONING)
 def test_compiles_as_one_graph(design):
     model = live_model(conditioning=design, class_dropout_prob=0.0)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    inputs = batch(model)
-    out = compiled(*inputs)
-    torch.testing.assert_close(out, model(*inputs))
-    out.square().sum().backward()
-    grads = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    model(*inputs).square().sum().backward()
-    for key, value in grads.items():
-        torch.testing.assert_close(value, model.get_parameter(key).grad)
+    double, (x, *rest) = copy.deepcopy(model).double(), batch(model)
+    got = with_gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), (x, *rest))
+    with use_backend("reference"):
+        eager = with_gradients(model, model, (x, *rest))
+        exact = with_gradients(double, double, (x.double(), *rest))
+    for three in zip(got, eager, exact, strict=True):
+        assert compare(*three, torch.float32)[2] <= 1
 
 
 def test_compiles_with_inductor():
