@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arguments of the CPU kernels of linear and linear_gelu. x (M, K); weight (F, K); bias (F,); y, u, dy, du (M, F).
+// dx = dy weight is a linear layer, too, from F to K, with the weight's steps exchanged.
 #pragma once
 #include <algorithm>
 
@@ -17,7 +18,7 @@ struct Linear {
   const void *x, *weight, *bias;  // bias may be null
   void *y, *u;                    // u, the values before the GELU, may be null
   int64_t rows, inputs, outputs;
-  int64_t input_step, output_step;  // of the weight; one is 1, and of few rows it is input_step
+  int64_t input_step, output_step;  // weight (k, f) at k * input_step + f * output_step; of few rows the first is 1
   bool gelu;
   Dtype dtype;
 
