@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dit_fast.ops import linear_gelu, use_backend
-from dit_fast.ops.linear_gelu import reference
+from dit_fast.ops.linear_gelu import cpu_linear, reference
 from dit_fast.ops.linear_gelu.autograd import OP
 from dit_fast.parity import compare, poisoned, run
 
@@ -42,6 +42,18 @@ def test_tile_borders(backend, rows):
         got = run(linear_gelu, given, NAMES, torch.bfloat16)
     for key in exact:
         assert compare(got[key], eager[key], exact[key], torch.bfloat16)[2] <= 1.0, key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_without_a_choice_has_pytorchs_products(monkeypatch, dtype):
+    monkeypatch.setattr(cpu_linear, "CHOICE", {})
+    given = inputs(2, 33, dtype=dtype)
+    exact = run(reference, {k: v.double() for k, v in given.items()}, NAMES, dtype)
+    eager = run(reference, given, NAMES, dtype)
+    with use_backend("cpu"), poisoned():
+        got = run(linear_gelu, given, NAMES, dtype)
+    for key in exact:
+        assert compare(got[key], eager[key], exact[key], dtype)[2] <= 1.0, key
 
 
 @pytest.mark.parametrize("parts", [1, 3])
