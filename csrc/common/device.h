@@ -28,6 +28,7 @@ const char* cuda_error_string(int error);
 
 class Cpu {
  public:
+  Cpu() = default;
   Cpu(const Tensor&, const char*) {}
   void align(std::initializer_list<Tensor*>) const {}
   void align_start(std::initializer_list<Tensor*>) const {}

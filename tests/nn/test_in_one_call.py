@@ -239,13 +239,22 @@ def test_the_native_call_checks_its_arguments():
     layers, rows = [attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias], [own.gate, own.shift, own.scale]
     swapped = [layers[2], layers[3], layers[0], layers[1]]
     for given, message in [
-        ((x, h[0], layers, rows, [2], [1e-6]), r"`h` must be \(N, T, D\)"),
-        ((x, h, swapped, rows, [2], [1e-6]), "`qkv's weight` must have size 384"),
+        ((x[0], h, layers, rows, [2], [1e-6]), r"`x` must be \(N, T, D\)"),
+        ((x, h[0], layers, rows, [2], [1e-6]), "`h` must have 3 dimensions"),
+        ((x[:1], h, layers, rows, [2], [1e-6]), "`h` must have size 1"),
+        ((x, h.transpose(1, 2).contiguous().transpose(1, 2), layers, rows, [2], [1e-6]), "`h` must be contiguous"),
+        ((x, h.half(), layers, rows, [2], [1e-6]), "`h` has the wrong dtype"),
+        ((x.double(), h, layers, rows, [2], [1e-6]), "float32, bfloat16 or float16"),
+        ((x, h, swapped, rows, [2], [1e-6]), "`first weight` must have size 384"),
+        ((x, h, [layers[1], *layers[1:]], rows, [2], [1e-6]), "weights must have 2 dimensions"),
+        ((x, h, [layers[0], layers[3], *layers[2:]], rows, [2], [1e-6]), "`first bias` must have size 384"),
+        ((x, h, [*layers[:2], *layers[:2]], rows, [2], [1e-6]), "`second weight` must have size 128"),
+        ((x, h, [*layers[:3], layers[1]], rows, [2], [1e-6]), "`second bias` must have size 128"),
         ((x, h, layers, rows, [3], [1e-6]), "`heads` must divide D = 128, got 3"),
-        ((x[:1], h, layers, rows, [2], [1e-6]), "`y` must have size 1"),
-        ((x, h, layers, [own.gate[:1], *rows[1:]], [2], [1e-6]), "`gate` must have size 2"),
+        ((x, h, layers, rows, [-1], [1e-6]), "`heads` must divide D = 128, got -1"),
+        ((x, h, layers, [own.gate[:1], *rows[1:]], [2], [1e-6]), "`gate, shift or scale` must have size 2"),
         ((x, h, layers, rows, [2, 2], [1e-6]), "2 branches need 4 `layers`, 3 `rows` and 1 `eps` each, got 4, 3, 1"),
-        ((x, h, layers, rows, [0], [1e-6]), "`weight` must have size 384"),
+        ((x, h, layers, rows, [0], [1e-6]), "`second weight` must have size 384"),
     ]:
         with pytest.raises(RuntimeError, match=message), torch.no_grad():
             native_call(*given)

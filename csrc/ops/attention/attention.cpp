@@ -195,9 +195,15 @@ void implement(Registry& m) {
 }  // namespace
 
 #if !defined(DIT_HOST_EXEC)
-Tensor self_attention_forward(const Tensor& qkv) {
-  const double scale = std::pow(double(qkv.size(4)), -0.5);
-  return std::get<0>(forward<Cpu>(qkv, std::nullopt, std::nullopt, std::nullopt, std::nullopt, scale, 0, 0.0));
+void self_attention(const void* qkv, void* out, float* lse, int64_t batch, int64_t tokens, int64_t heads, int64_t dim,
+                    Dtype dtype) {
+  const int64_t width = heads * dim;
+  const HeadStrides stride{tokens * 3 * width, 3 * width, dim};
+  const auto third = [&](int64_t i) {
+    return Heads{static_cast<const char*>(qkv) + i * width * size_of(dtype), stride};
+  };
+  run(Cpu{}, AttentionForward{third(0), third(1), third(2), out, lse, batch, tokens, tokens, heads, dim,
+                              float(std::pow(double(dim), -0.5)), dtype});
 }
 #endif
 

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <tuple>
-
-#include "common/stable.h"
+#include "ops/gated_residual_adaln/gated_residual_adaln.h"
 
 namespace dit {
 
-// x, y (N, T, D), gate, shift, scale (N, D) -> x_new, h (N, T, D), mean, rstd (N, T), on the CPU.
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_residual_adaln_forward_cpu(Tensor x, Tensor y, Tensor gate,
-                                                                            Tensor shift, Tensor scale, double eps);
+void run(const GatedResidualAdalnForward& args);  // on the CPU
 
 }  // namespace dit

@@ -91,10 +91,7 @@ void implement(Registry& m) {
 }  // namespace
 
 #if !defined(DIT_HOST_EXEC)
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_residual_adaln_forward_cpu(Tensor x, Tensor y, Tensor gate,
-                                                                            Tensor shift, Tensor scale, double eps) {
-  return forward<Cpu>(x, y, gate, shift, scale, eps);
-}
+void run(const GatedResidualAdalnForward& args) { run(Cpu{}, args); }
 #endif
 
 }  // namespace dit

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <optional>
-#include <tuple>
-
-#include "common/stable.h"
+#include "ops/linear_gelu/linear_gelu.h"
 
 namespace dit {
 
-// x (..., K), weight (F, K), bias (F,), all dense -> y (..., F), and u (M, F), or (0, F) unless `keep`; on the CPU.
-std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, bool keep);
+void run(const Linear& args);  // on the CPU
 
 }  // namespace dit

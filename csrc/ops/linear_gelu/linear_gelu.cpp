@@ -10,10 +10,21 @@
 
 namespace dit {
 
-std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, bool keep) {
+void run(const Linear& args) {
+  if (args.rows == 0) return;
+  const bool few = args.rows <= kLinearFewRows && args.input_step == 1 && args.epilogue != Epilogue::gelu_gradient;
+  if (few) parallel(args.blocks(), 2, args, linear_few_rows);
+  else parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
+}
+
+namespace {
+
+// x (..., K), weight (F, K), bias (F,), all dense -> y (..., F), and u (M, F), or (0, F) unless `keep`.
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, bool keep) {
   const char* op = "linear";
   STD_TORCH_CHECK(x.dim() > 0 && x.is_contiguous(), op, ": `x` must be (..., K) and contiguous");
   STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK(gelu || !keep, op, ": without `gelu`, `keep` would keep y twice");
   const int64_t last = x.dim() - 1, k = x.size(last), f = weight.size(0);
   const auto type = x.scalar_type();
   const Dtype dtype = dtype_of(x, op);
@@ -24,15 +35,11 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor x, Tensor weight, std::optional
   const int64_t m = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
   sizes.push_back(f);
   Tensor y = empty(x, sizes), u = empty(x, {keep ? m : 0, f});
-  if (m == 0 || f == 0) return {y, u};
-  const Linear args{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
-                    y.mutable_data_ptr(), keep ? u.mutable_data_ptr() : nullptr, m, k, f, 1, k, gelu, dtype};
-  if (m <= kLinearFewRows) parallel(args.blocks(), 2, args, linear_few_rows);
-  else parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
+  run(Linear{x.const_data_ptr(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(),
+             keep ? u.mutable_data_ptr() : nullptr, m, k, f, 1, k,
+             keep ? Epilogue::gelu_kept : gelu ? Epilogue::gelu : Epilogue::none, dtype});
   return {y, u};
 }
-
-namespace {
 
 // dx = dy weight: a linear layer whose weight lies the other way round.
 Tensor input_gradient(Tensor dy, Tensor weight) {
@@ -45,10 +52,31 @@ Tensor input_gradient(Tensor dy, Tensor weight) {
   check_dense(dy, {m, f}, type, op, "dy");
   check_dense(weight, {f, k}, type, op, "weight");
   Tensor dx = empty(dy, {m, k});
-  const Linear args{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr,
-                    m, f, k, k, 1, false, dtype};
-  if (m > 0) parallel_in_runs(args.spans() * args.blocks(), kLinearRun, args, linear);
+  run(Linear{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr, m, f, k, k, 1,
+             Epilogue::none, dtype});
   return dx;
+}
+
+// With u (M, K) before a GELU and y = gelu(u) weight^T: du, gelu(u) and dbias, the sum of du over rows, from dy.
+std::tuple<Tensor, Tensor, Tensor> hidden_gradient(Tensor dy, Tensor weight, Tensor u) {
+  const char* op = "linear_hidden_gradient";
+  STD_TORCH_CHECK(dy.dim() == 2, op, ": `dy` must be (M, F), got ", dy.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
+  const int64_t m = dy.size(0), f = dy.size(1), k = weight.size(1);
+  const auto type = dy.scalar_type();
+  const Dtype dtype = dtype_of(dy, op);
+  check_dense(dy, {m, f}, type, op, "dy");
+  check_dense(weight, {f, k}, type, op, "weight");
+  check_dense(u, {m, k}, type, op, "u");
+  Tensor du = empty(dy, {m, k}), y = empty(dy, {m, k}), dbias = empty(dy, {k});
+  Linear args{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, du.mutable_data_ptr(), u.mutable_data_ptr(),
+              m, f, k, k, 1, Epilogue::gelu_gradient, dtype, y.mutable_data_ptr()};
+  const int64_t spans = m > 0 ? args.spans() : 0;
+  Tensor partial = empty_f32(dy, {1, spans, 1, k});
+  args.partial = partial.mutable_data_ptr<float>();
+  run(args);
+  parallel(1, 1, TokenSums{args.partial, {dbias.mutable_data_ptr()}, 1, 1, spans, k, dtype}, finish_token_sums);
+  return {du, y, dbias};
 }
 
 std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
@@ -73,11 +101,13 @@ std::tuple<Tensor, Tensor> gelu_gradient(Tensor dy, Tensor u) {
 STABLE_TORCH_LIBRARY_FRAGMENT(dit_fast_native, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, bool keep) -> (Tensor y, Tensor u)");
   m.def("linear_input_gradient(Tensor dy, Tensor weight) -> Tensor dx");
+  m.def("linear_hidden_gradient(Tensor dy, Tensor weight, Tensor u) -> (Tensor du, Tensor y, Tensor dbias)");
   m.def("gelu_backward(Tensor dy, Tensor u) -> (Tensor du, Tensor dbias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dit_fast_native, CPU, m) {
-  m.impl("linear", TORCH_BOX(&dit::linear_forward));
+  m.impl("linear", TORCH_BOX(&dit::forward));
   m.impl("linear_input_gradient", TORCH_BOX(&dit::input_gradient));
+  m.impl("linear_hidden_gradient", TORCH_BOX(&dit::hidden_gradient));
   m.impl("gelu_backward", TORCH_BOX(&dit::gelu_gradient));
 }

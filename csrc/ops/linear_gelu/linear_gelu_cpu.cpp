@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //   u = x weight^T + bias,   y = u  or  gelu(u) = u s,   s = sigmoid(2z),   z = sqrt(2/pi) (u + 0.044715 u^3)
 //   du = dy (s + u s (1 - s) 2z'),   dbias = sum of du over rows
-// All arithmetic is float32; bias and GELU act on the sums before they are rounded.
+// All arithmetic is float32; bias and GELU, or its gradient, act on the sums before they are rounded.
 //
 // Many rows: a work item is a block of 32 columns of a span of rows. Of a run of items at most kGroup panels of 2W
 // columns are made of the weight at a time, in a thread's own room (they would cost more as one large array, in pages
@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include "common/cpu/exp.h"
 #include "common/cpu/panels.h"
@@ -26,6 +27,19 @@ constexpr int64_t kCols = 2 * W, kRows = kTileSums / 2, kDepth = 384, kChunk = 4
 constexpr int64_t kGroup = kLinearRun * kLinearBlock / kCols;
 static_assert(kChunk % kRows == 0, "tiles fill a chunk");
 static_assert(kLinearBlock % kCols == 0 && kLinearBlock == kPanelPadding, "panels fill a block");
+
+// Calls f with a null pointer of the element type and the epilogue, a constant.
+template <class Function>
+void dispatch(const Linear& a, Function&& f) {
+  dit::dispatch(a.dtype, [&](auto* type) {
+    switch (a.epilogue) {
+      case Epilogue::none: return f(type, std::integral_constant<Epilogue, Epilogue::none>{});
+      case Epilogue::gelu: return f(type, std::integral_constant<Epilogue, Epilogue::gelu>{});
+      case Epilogue::gelu_kept: return f(type, std::integral_constant<Epilogue, Epilogue::gelu_kept>{});
+      case Epilogue::gelu_gradient: return f(type, std::integral_constant<Epilogue, Epilogue::gelu_gradient>{});
+    }
+  });
+}
 
 // s and s (1 - s). With exp(-|2z|) nothing overflows, and no digit is lost far below zero, where 1 + tanh(z) cancels.
 struct Gate {
@@ -45,24 +59,62 @@ inline F gelu(const Exp& exp, F u) {
   return u / (splat(1.f) + exp.within((some > splat(-87.f)) ? some : splat(-87.f)));
 }
 
-// Writes u, where it is kept, and y for a vector of sums.
-template <class T, class Lanes>
-inline void finish(const Linear& a, const Exp& exp, F sums, int64_t row, int64_t column, Lanes lanes) {
-  const int64_t place = row * a.outputs + column;
-  if (a.bias) sums += load(static_cast<const T*>(a.bias) + column, lanes);
-  if (a.u) store(static_cast<T*>(a.u) + place, sums, lanes);
-  store(static_cast<T*>(a.y) + place, a.gelu ? gelu(exp, sums) : sums, lanes);
+// dy (s + u s (1 - s) 2z'), and gelu(u) = u s
+struct Gradient {
+  F du, y;
+  Gradient(const Exp& exp, F dy, F u) {
+    const Gate gate(exp, u);
+    const F slope = splat(1.5957691216057308f) + splat(3 * 0.07135481627f) * (u * u);  // 2z'
+    du = dy * (gate.s + u * gate.slope * slope);
+    y = u * gate.s;
+  }
+};
+
+// Writes what becomes of a vector of sums, as `Epilogue` says; returns their share of dbias.
+template <Epilogue kEpilogue, class T, class Lanes>
+inline F finish(const Linear& a, const Exp& exp, F sums, int64_t place, Lanes lanes) {
+  T* y = static_cast<T*>(a.y) + place;
+  if constexpr (kEpilogue == Epilogue::gelu_gradient) {
+    const Gradient g(exp, sums, load(static_cast<const T*>(a.u) + place, lanes));
+    store(y, g.du, lanes);
+    store(static_cast<T*>(a.activated) + place, g.y, lanes);
+    return g.du;
+  } else {
+    if constexpr (kEpilogue == Epilogue::gelu_kept) store(static_cast<T*>(a.u) + place, sums, lanes);
+    store(y, kEpilogue == Epilogue::none ? sums : gelu(exp, sums), lanes);
+    return F{};
+  }
 }
 
-// The same for a whole tile (kRows, kCols) of which no u is kept; `stride` is the distance between rows of y.
-template <bool kGelu, class T>
-void finish_tile(const float* sums, const T* bias, const Exp& exp, T* y, int64_t stride) {
-  const F bias0 = bias ? load(bias) : F{}, bias1 = bias ? load(bias + W) : F{};
-  for (int64_t r = 0; r < kRows; ++r, sums += kCols, y += stride) {
-    const F u0 = load(sums) + bias0, u1 = load(sums + W) + bias1;
-    store(y, kGelu ? gelu(exp, u0) : u0);
-    store(y + W, kGelu ? gelu(exp, u1) : u1);
+// The same for `rows` of a tile (kRows, kCols) of sums, the first of them at (row, column).
+template <Epilogue kEpilogue, class T>
+inline void finish_tile(const Linear& a, const Exp& exp, const float* sums, int64_t row, int64_t rows, int64_t column,
+                        float* dbias) {
+  const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
+  const int64_t columns = std::min(kCols, a.outputs - column);
+  if (columns == kCols) {
+    const F bias0 = bias ? load(bias) : F{}, bias1 = bias ? load(bias + W) : F{};
+    F total0 = {}, total1 = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t place = (row + r) * a.outputs + column;
+      total0 += finish<kEpilogue, T>(a, exp, load(sums + r * kCols) + bias0, place, Full{});
+      total1 += finish<kEpilogue, T>(a, exp, load(sums + r * kCols + W) + bias1, place + W, Full{});
+    }
+    if constexpr (kEpilogue == Epilogue::gelu_gradient) {
+      store(dbias + column, load(dbias + column) + total0);
+      store(dbias + column + W, load(dbias + column + W) + total1);
+    }
+    return;
   }
+  sweep(columns, [&](int64_t i, auto lanes) {
+    const F some = bias ? load(bias + i, lanes) : F{};
+    F total = {};
+    for (int64_t r = 0; r < rows; ++r)
+      total += finish<kEpilogue, T>(a, exp, load(sums + r * kCols + i, lanes) + some,
+                                    (row + r) * a.outputs + column + i, lanes);
+    if constexpr (kEpilogue == Epilogue::gelu_gradient)
+      store(dbias + column + i, load(dbias + column + i, lanes) + total, lanes);
+  });
 }
 
 // sums (kRows, kCols) = or += x[0..rows) of `depth` columns times a panel. Rows past the last repeat it. Not inlined:
@@ -97,9 +149,9 @@ struct Room {
 };
 
 // The rows of one chunk, from `start` on, times the panels in the room, those of the columns from `first` on.
-template <class T>
+template <Epilogue kEpilogue, class T>
 void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start, int64_t rows, int64_t first,
-                     int64_t panels) {
+                     int64_t panels, float* dbias) {
   const int64_t k = a.inputs;
   const int64_t parts = std::max<int64_t>(1, (k + kDepth - 1) / kDepth);
   for (int64_t part = 0; part < parts; ++part) {
@@ -118,23 +170,13 @@ void chunk_of_linear(const Linear& a, const Exp& exp, Room& room, int64_t start,
       x = room.x.get();
       stride = depth;
     }
+    const bool last = part + 1 == parts;
     for (int64_t p = 0; p < panels; ++p)
       for (int64_t r = 0; r < rows; r += kRows) {
         float* sums = room.sums.get() + (p * kChunk + r) * kCols;
         const int64_t count = std::min(kRows, rows - r), column = first + p * kCols;
         multiply(sums, x + r * stride, stride, count, room.panels.get() + (p * k + from) * kCols, depth, part > 0);
-        if (part + 1 < parts) continue;
-        if (count == kRows && column + kCols <= a.outputs && !a.u) {
-          const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-          T* y = static_cast<T*>(a.y) + (start + r) * a.outputs + column;
-          if (a.gelu) finish_tile<true>(sums, bias, exp, y, a.outputs);
-          else finish_tile<false>(sums, bias, exp, y, a.outputs);
-          continue;
-        }
-        for (int64_t i = 0; i < count; ++i)
-          sweep(std::min(kCols, a.outputs - column), [&](int64_t j, auto lanes) {
-            finish<T>(a, exp, load(sums + i * kCols + j), start + r + i, column + j, lanes);
-          });
+        if (last) finish_tile<kEpilogue, T>(a, exp, sums, start + r, count, column, dbias);
       }
   }
 }
@@ -170,8 +212,9 @@ F few(const Linear& a, int64_t row, int64_t output) {
 }  // namespace
 
 void linear(const Linear& a, int64_t begin, int64_t end) {
-  dispatch(a.dtype, [&](auto* type) {
+  dispatch(a, [&](auto* type, auto epilogue) {
     using T = std::remove_pointer_t<decltype(type)>;
+    constexpr Epilogue kEpilogue = epilogue;
     const Exp exp(1.f);
     Room room(a.inputs);
     for (int64_t item = begin; item < end;) {
@@ -180,16 +223,22 @@ void linear(const Linear& a, int64_t begin, int64_t end) {
       const int64_t first = block * kLinearBlock, columns = std::min(count * kLinearBlock, a.outputs - first);
       const T* weight = static_cast<const T*>(a.weight) + first * a.output_step;
       pack_panels({weight, room.panels.get(), a.inputs, columns, a.input_step, a.output_step, a.dtype}, 0, count);
+      float* dbias = nullptr;
+      if constexpr (kEpilogue == Epilogue::gelu_gradient) {
+        dbias = a.partial + span * a.outputs;
+        std::fill(dbias + first, dbias + first + columns, 0.f);
+      }
       const int64_t last = a.span_begin(span + 1);
       for (int64_t row = a.span_begin(span); row < last; row += kChunk)
-        chunk_of_linear<T>(a, exp, room, row, std::min(kChunk, last - row), first, (columns + kCols - 1) / kCols);
+        chunk_of_linear<kEpilogue, T>(a, exp, room, row, std::min(kChunk, last - row), first,
+                                      (columns + kCols - 1) / kCols, dbias);
       item += count;
     }
   });
 }
 
 void linear_few_rows(const Linear& a, int64_t begin, int64_t end) {
-  dispatch(a.dtype, [&](auto* type) {
+  dispatch(a, [&](auto* type, auto epilogue) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Exp exp(1.f);
     float sums[kLinearFewRows * kLinearBlock];
@@ -201,10 +250,12 @@ void linear_few_rows(const Linear& a, int64_t begin, int64_t end) {
           for (int64_t i = 0; i < W; ++i)
             sums[(row + i / kFewOutputs) * kLinearBlock + f + i % kFewOutputs] = total[i];
         }
-      for (int64_t row = 0; row < a.rows; ++row)
-        sweep(columns, [&](int64_t j, auto lanes) {
-          finish<T>(a, exp, load(sums + row * kLinearBlock + j), row, first + j, lanes);
-        });
+      sweep(columns, [&](int64_t i, auto lanes) {
+        const F bias = a.bias ? load(static_cast<const T*>(a.bias) + first + i, lanes) : F{};
+        for (int64_t row = 0; row < a.rows; ++row)
+          finish<epilogue, T>(a, exp, load(sums + row * kLinearBlock + i, lanes) + bias, row * a.outputs + first + i,
+                              lanes);
+      });
     }
   });
 }
@@ -221,10 +272,7 @@ void gelu_backward(const GeluBackward& a, int64_t begin, int64_t end) {
         const T *u = static_cast<const T*>(a.u) + r * f, *dy = static_cast<const T*>(a.dy) + r * f;
         T* du = static_cast<T*>(a.du) + r * f;
         sweep(f, [&](int64_t i, auto lanes) {
-          const F value = load(u + i, lanes);
-          const Gate gate(exp, value);
-          const F z2 = splat(1.5957691216057308f) + splat(3 * 0.07135481627f) * (value * value);  // 2z'
-          const F gradient = load(dy + i, lanes) * (gate.s + value * gate.slope * z2);
+          const F gradient = Gradient(exp, load(dy + i, lanes), load(u + i, lanes)).du;
           store(du + i, gradient, lanes);
           store(dbias + i, load(dbias + i, lanes) + gradient, lanes);
         });
