@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from dit_fast import ops
 from dit_fast.ops.branches import worth_asking
 
-from .in_one_call import Step, in_one_call, untouched
-from .layers import Attention, CrossAttention, Linear, Mlp
+from .in_one_call import Step, in_one_call
+from .layers import Attention, CrossAttention, Linear, Mlp, untouched
 
 
 class Modulation(NamedTuple):

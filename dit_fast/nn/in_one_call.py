@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from dit_fast.ops import branches as calls
 
-from .layers import Attention, Linear, Mlp
+from .layers import Attention, Mlp, is_linear, untouched
 
 if TYPE_CHECKING:
     from .blocks import Modulation
@@ -24,7 +23,7 @@ def in_one_call(x: Tensor, h: Tensor, steps: Iterable[Step]) -> tuple[Tensor, Te
     None where modules and ops are to be called: somebody has hooked, replaced or compiled a module, or `ops.branches`
     says so.
     """
-    if not calls.worth_asking(x) or _has_any_global_hook():
+    if not calls.worth_asking(x):
         return None
     given = []
     for branch, own, after in steps:
@@ -40,18 +39,6 @@ def in_one_call(x: Tensor, h: Tensor, steps: Iterable[Step]) -> tuple[Tensor, Te
     return calls.branches(x, h, given)
 
 
-def untouched(module: nn.Module) -> bool:
-    """Whether to call the module is to call its class's `forward`."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
-    )
-
-
 def _layers(branch: nn.Module, *names: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Weights and biases of a branch's two Linears; None where one has none or its modules were changed."""
     if not untouched(branch):
@@ -59,7 +46,7 @@ def _layers(branch: nn.Module, *names: str) -> tuple[Tensor, Tensor, Tensor, Ten
     found = []
     for name in names:
         layer = branch._modules[name]  # nn.Module's __getattr__ takes its time
-        if type(layer) is not Linear or not untouched(layer):
+        if not is_linear(layer):
             return None
         found += [layer._parameters.get("weight"), layer._parameters.get("bias")]
     weight1, bias1, weight2, bias2 = found

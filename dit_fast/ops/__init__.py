@@ -13,6 +13,7 @@ from .gated_residual import gated_residual
 from .gated_residual_adaln import gated_residual_adaln
 from .linear_gelu import linear_gelu
 from .linear_gelu.linear import linear
+from .linear_gelu.mlp import mlp
 from .linear_gelu.packed import prepack
 from .patch_embed import patch_embed
 
@@ -35,6 +36,7 @@ __all__ = [
     "gated_residual_adaln",
     "linear",
     "linear_gelu",
+    "mlp",
     "patch_embed",
     "prepack",
     "specs",

@@ -78,7 +78,10 @@ def estimate_memory(model: DiT, config: TrainConfig, ranks: int = 1) -> Memory:
 
 
 def activation_bytes(model: DiT, precision: str, checkpointing: bool, recomputed: bool = True) -> int:
-    """Kept for the backward of one image of the model's own size; `recomputed`: with the block at work."""
+    """Kept for the backward of one image of the model's own size; `recomputed`: with the block at work.
+
+    On a GPU; an AVX2 CPU keeps less of an MLP (`ops.mlp`).
+    """
     grid, d, design = model.grid, model.pos_embed.shape[-1], model.conditioning
     ratio = cast("float", model.config["mlp_ratio"])
     s = 2 if precision == "pure_bf16" else 4

@@ -6,6 +6,7 @@ import torch
 
 from dit_fast.models import CONDITIONING, DiT
 from dit_fast.ops import use_backend
+from dit_fast.ops.linear_gelu import cpu_linear
 from dit_fast.parity import enliven
 from dit_fast.train.config import TrainConfig
 from dit_fast.train.memory import activation_bytes, estimate_memory
@@ -37,8 +38,9 @@ def kept(model: DiT, autocast: bool) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("precision", ["float32", "bf16", "pure_bf16"])
 @pytest.mark.parametrize("conditioning", CONDITIONING)
-def test_activations_are_those_that_autograd_keeps(conditioning, precision, checkpointing):
+def test_activations_are_those_that_autograd_keeps(conditioning, precision, checkpointing, monkeypatch):
     """Terms without a factor T are left out of the estimate, so it is a little below: 1 part in 50 at 160 tokens."""
+    monkeypatch.setattr(cpu_linear, "CHOICE", {})  # as on a GPU
     model = enliven(DiT(
         input_size=(32, 20), hidden_size=96, depth=3, num_heads=3, mlp_ratio=3.0, num_classes=10,
         conditioning=conditioning,
@@ -48,6 +50,13 @@ def test_activations_are_those_that_autograd_keeps(conditioning, precision, chec
     found = kept(model, precision == "bf16")
     estimate = IMAGES * activation_bytes(model, precision, checkpointing, recomputed=False)
     assert 0.98 * found < estimate <= found
+
+
+def test_a_cpu_with_linears_of_ours_keeps_half_of_an_mlp(own, monkeypatch):
+    model = enliven(DiT(input_size=(32, 20), hidden_size=96, depth=3, num_heads=3, num_classes=10)).train()
+    less = kept(model, False)
+    monkeypatch.setattr(cpu_linear, "CHOICE", {})
+    assert kept(model, False) - less == IMAGES * 3 * 160 * 4 * 96 * 4
 
 
 def test_weights_gradients_and_states():

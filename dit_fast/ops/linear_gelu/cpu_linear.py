@@ -45,6 +45,11 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.dit_fast_native.linear_input_gradient.default(dy, weight)
 
 
+def hidden_gradient(dy: Tensor, weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of y = gelu(u) weight^T: dy (M, F), weight (F, K), u (M, K) -> du, gelu(u) (M, K), dbias = sum of du (K,)."""
+    return torch.ops.dit_fast_native.linear_hidden_gradient.default(dy, weight, u)
+
+
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """dy (M, F), x (M, K) -> dweight = dy^T x (F, K), where the CPU's choice is "own".
 

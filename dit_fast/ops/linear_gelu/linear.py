@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     given = x, weight, bias
     x, weight, bias = autocast(x, weight, bias, matmul=True)
-    if _unfit(x, weight, bias) is not None:
+    if unfit(x, weight, bias) is not None:
         return F.linear(*given)
     if cpu_linear.why_not("own") is None:
         return (_Own.apply if torch.is_grad_enabled() else _own)(x, weight, bias)
@@ -84,7 +84,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return None if backend in ("auto", "cpu") else f"backend {backend!r} has no linear of its own"
 
 
-def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """What the kernels do not take; PyTorch's function computes it or says what is wrong."""
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or not x.numel() or not weight.numel():
         return "shapes that do not fit, or nothing to do"
