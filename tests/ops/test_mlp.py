@@ -11,7 +11,7 @@ from dit_fast.ops._core import backends, native
 from dit_fast.ops.linear_gelu import cpu_linear
 from dit_fast.parity import DTYPES, compare, poisoned
 
-from .test_linear import SIZES, Sees
+from .test_linear import SIZES, Sees, gradients
 
 hidden_gradient = None if native.MISSING else torch.ops.dit_fast_native.linear_hidden_gradient
 NAMES = ("x", "weight1", "bias1", "weight2", "bias2")
@@ -31,11 +31,6 @@ def plain(x, weight1, bias1, weight2, bias2=None):
 
 def one_by_one(x, weight1, bias1, weight2, bias2=None):
     return ops.linear(ops.linear_gelu(x, weight1, bias1), weight2, bias2)
-
-
-def gradients(function, given, dy):
-    leaves = [t.detach().clone().requires_grad_() for t in given]
-    return torch.autograd.grad(function(*leaves), leaves, dy)
 
 
 @pytest.fixture
@@ -253,8 +248,8 @@ def test_errors(own):
         ((x, weight1, bias1[:3], weight2, bias2), ValueError, "`bias`"),
         ((x, weight1.half(), bias1, weight2, bias2), ValueError, "`weight`"),
         ((x, weight1, bias1, weight2[:, :7], bias2), RuntimeError, "shapes cannot be multiplied"),
-        ((x, weight1, bias1, weight2, bias2[:3]), RuntimeError, ""),
-        ((x, weight1, bias1, weight2.half(), bias2), RuntimeError, ""),
+        ((x, weight1, bias1, weight2, bias2[:3]), RuntimeError, "expanded size"),
+        ((x, weight1, bias1, weight2.half(), bias2), RuntimeError, "must have the same dtype"),
     ]:
         with pytest.raises(error, match=message):
             ops.mlp(*wrong)

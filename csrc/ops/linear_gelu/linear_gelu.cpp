@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   return {y, u};
 }
 
-// dx = dy weight: a linear layer whose weight lies the other way round.
-Tensor input_gradient(Tensor dy, Tensor weight) {
-  const char* op = "linear_input_gradient";
+// dy weight, a linear layer whose weight lies the other way round, of checked dy (M, F) and weight (F, K). It has no
+// place to write to yet.
+Linear product_with_weight(const Tensor& dy, const Tensor& weight, const char* op) {
   STD_TORCH_CHECK(dy.dim() == 2, op, ": `dy` must be (M, F), got ", dy.dim(), " dimensions");
   STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
   const int64_t m = dy.size(0), f = dy.size(1), k = weight.size(1);
@@ -51,31 +51,34 @@ Tensor input_gradient(Tensor dy, Tensor weight) {
   const Dtype dtype = dtype_of(dy, op);
   check_dense(dy, {m, f}, type, op, "dy");
   check_dense(weight, {f, k}, type, op, "weight");
-  Tensor dx = empty(dy, {m, k});
-  run(Linear{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr, m, f, k, k, 1,
-             Epilogue::none, dtype});
+  return {dy.const_data_ptr(), weight.const_data_ptr(), nullptr, nullptr, nullptr, m, f, k, k, 1, Epilogue::none,
+          dtype};
+}
+
+Tensor input_gradient(Tensor dy, Tensor weight) {
+  Linear args = product_with_weight(dy, weight, "linear_input_gradient");
+  Tensor dx = empty(dy, {args.rows, args.outputs});
+  args.y = dx.mutable_data_ptr();
+  run(args);
   return dx;
 }
 
 // With u (M, K) before a GELU and y = gelu(u) weight^T: du, gelu(u) and dbias, the sum of du over rows, from dy.
 std::tuple<Tensor, Tensor, Tensor> hidden_gradient(Tensor dy, Tensor weight, Tensor u) {
   const char* op = "linear_hidden_gradient";
-  STD_TORCH_CHECK(dy.dim() == 2, op, ": `dy` must be (M, F), got ", dy.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": `weight` must be (F, K), got ", weight.dim(), " dimensions");
-  const int64_t m = dy.size(0), f = dy.size(1), k = weight.size(1);
-  const auto type = dy.scalar_type();
-  const Dtype dtype = dtype_of(dy, op);
-  check_dense(dy, {m, f}, type, op, "dy");
-  check_dense(weight, {f, k}, type, op, "weight");
-  check_dense(u, {m, k}, type, op, "u");
+  Linear args = product_with_weight(dy, weight, op);
+  const int64_t m = args.rows, k = args.outputs;
+  check_dense(u, {m, k}, dy.scalar_type(), op, "u");
   Tensor du = empty(dy, {m, k}), y = empty(dy, {m, k}), dbias = empty(dy, {k});
-  Linear args{dy.const_data_ptr(), weight.const_data_ptr(), nullptr, du.mutable_data_ptr(), u.mutable_data_ptr(),
-              m, f, k, k, 1, Epilogue::gelu_gradient, dtype, y.mutable_data_ptr()};
+  args.epilogue = Epilogue::gelu_gradient;
+  args.u = u.mutable_data_ptr();
+  args.y = du.mutable_data_ptr();
+  args.activated = y.mutable_data_ptr();
   const int64_t spans = m > 0 ? args.spans() : 0;
   Tensor partial = empty_f32(dy, {1, spans, 1, k});
   args.partial = partial.mutable_data_ptr<float>();
   run(args);
-  parallel(1, 1, TokenSums{args.partial, {dbias.mutable_data_ptr()}, 1, 1, spans, k, dtype}, finish_token_sums);
+  parallel(1, 1, TokenSums{args.partial, {dbias.mutable_data_ptr()}, 1, 1, spans, k, args.dtype}, finish_token_sums);
   return {du, y, dbias};
 }
 
